@@ -1,0 +1,1 @@
+"""The HTTP side: OpenAI-compatible routes, probes, metrics, server-sent events."""

@@ -1,0 +1,163 @@
+"""Every setting, once: its name, type, default and help.
+
+Flags, `TGWUI_*` environment variables, the YAML file (a ConfigMap) and the reference page
+`docs/settings.md` are generated from these dataclasses; see `tgwui_k8s.settings` for where values
+come from and which source wins. A field `kv_cache_memory` is the flag `--kv-cache-memory`, the
+variable `TGWUI_KV_CACHE_MEMORY` and the key `kv-cache-memory`. Internals are not knobs: a field
+here is something an operator has a reason to set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+def setting(
+    default: Any, help: str, *, aliases: tuple[str, ...] = (), metavar: str | None = None
+) -> Any:
+    """A dataclass field with what its flag, variable and documentation need.
+
+    `aliases` are further flag spellings (text-generation-webui's or vLLM's), without dashes in
+    front. A tuple default makes a flag that may be repeated.
+    """
+    metadata = {"help": help, "aliases": aliases, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    model: str = setting(
+        "demo",
+        "Model to serve: a folder or file below --model-dir, an absolute path, or 'demo'.",
+        metavar="NAME|PATH",
+    )
+    model_dir: str = setting(
+        "models", "Directory that holds the models (the EFS mount). Read only.", metavar="DIR"
+    )
+    served_model_name: tuple[str, ...] = setting(
+        (), "Name(s) clients use; default: the model's folder name. May be repeated."
+    )
+    loader: str = setting(
+        "auto", "Loader by text-generation-webui's name; 'auto' infers it from the model."
+    )
+    loader_option: tuple[str, ...] = setting(
+        (), "KEY=VALUE for the chosen loader; see 'tgwui-k8s loaders'. May be repeated."
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto",
+        "Type to compute in; 'auto' takes the checkpoint's where the device is good at it.",
+        aliases=("torch-dtype",),
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Device to run on.")
+    max_model_len: int | None = setting(
+        None,
+        "Longest prompt plus completion in tokens; default: the model's own limit.",
+        aliases=("ctx-size", "n-ctx", "max-seq-len"),
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code that lies in the model folder. Only for folders you trust."
+    )
+    chat_template: str | None = setting(
+        None, "Jinja file to use instead of the model's own chat template.", metavar="FILE"
+    )
+    prefetch: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "
+        "file systems.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSection:
+    """How requests are batched and how much memory they may use."""
+
+    max_num_seqs: int = setting(64, "Most sequences that run at once.")
+    max_num_batched_tokens: int | None = setting(
+        None, "Token budget of one step; default: 512 on a CPU, 8192 on a GPU."
+    )
+    max_waiting_requests: int = setting(
+        256, "Length of the waiting queue; beyond it requests get 503 with Retry-After."
+    )
+    kv_cache_memory: str | None = setting(
+        None, "Memory for the KV cache, such as 4GiB; default: what is free, less a reserve."
+    )
+    memory_limit: str | None = setting(
+        None, "Total memory the engine may use; default: the cgroup's or the device's limit."
+    )
+    num_threads: int | None = setting(
+        None, "Compute threads on a CPU; default: the cgroup's CPU quota.", aliases=("threads",)
+    )
+    watchdog_seconds: float = setting(
+        60.0, "With work pending, a step that takes longer makes /health/live answer 503."
+    )
+    restart_engine: int = setting(
+        0, "How often a dead engine is started again before the server gives up.", metavar="TIMES"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The HTTP side: addresses, keys, limits, life cycle."""
+
+    host: str = setting("127.0.0.1", "Address to listen on.", aliases=("listen-host",))
+    port: int = setting(5000, "Port of the API.", aliases=("api-port",))
+    api_key: tuple[str, ...] = setting(
+        (), "Keys clients must send (environment or file only, so that none shows in 'ps')."
+    )
+    api_key_file: str | None = setting(
+        None, "File with one API key a line; re-read when it changes.", metavar="FILE"
+    )
+    admin_key: tuple[str, ...] = setting(
+        (), "Keys for model load and unload (environment or file only)."
+    )
+    admin_key_file: str | None = setting(
+        None, "File with one admin key a line; re-read when it changes.", metavar="FILE"
+    )
+    drain_timeout: float = setting(
+        120.0, "Seconds that running requests get to finish after SIGTERM."
+    )
+    max_request_seconds: float = setting(
+        600.0, "Longest time one request may take, queueing included; then 504."
+    )
+    max_body_bytes: int = setting(16 * 1024 * 1024, "Largest request body; beyond it 413.")
+    sse_keep_alive_seconds: float = setting(
+        15.0, "A comment line goes out on a stream that has been silent for so long."
+    )
+    root_path: str = setting("", "Path prefix that a proxy in front strips.", metavar="PATH")
+    cors_origin: tuple[str, ...] = setting(
+        (), "Origin that browsers may call from ('*' for any). May be repeated."
+    )
+    preset_dir: str | None = setting(
+        None, "Directory with sampler presets (*.yaml) beside the built-in ones.", metavar="DIR"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservabilitySettings:
+    """Logs and metrics."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level.")
+    log_format: Literal["auto", "json", "text"] = setting(
+        "auto", "'auto' writes text on a terminal and JSON lines otherwise."
+    )
+    log_prompts: bool = setting(False, "Log prompts and completions. Off: they never appear.")
+    metrics_compat: Literal["none", "vllm"] = setting(
+        "none", "Also expose the metrics that autoscalers need under vLLM's names."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything, by section. Functions take the section they need, not this."""
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSection = EngineSection()
+    server: ServerSettings = ServerSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
+
+
+SECTIONS: dict[str, type] = {section.name: type(section.default) for section in fields(Settings)}
+"""Section name to its dataclass, in the order of the reference page."""

@@ -1,0 +1,1 @@
+"""The engine: scheduler, KV cache blocks, step loop, and the client that the API process uses."""

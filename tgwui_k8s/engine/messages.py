@@ -1,0 +1,117 @@
+"""What the API process and the engine process say to each other.
+
+Every message is one msgpack frame on a Unix stream socket (see `channel`). Requests are named by
+their `request_id`; ids are the API process's to choose and unique among live requests.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tgwui_k8s.contract import (
+    EngineStats,
+    GenerationRequest,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    TokenDelta,
+)
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine itself must know, beside what the loader must know."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_waiting_requests: int
+
+
+# -- API process → engine process --------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The first message after the start, and the only one of its kind: one process, one model."""
+
+    request: LoadRequest
+    settings: EngineSettings
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """Take this request; answered by `StepOutput`s until all its choices have finished."""
+
+    request: GenerationRequest
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    """Forget this request, or one choice of it; nothing more is sent about it."""
+
+    request_id: str
+    index: int | None = None
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Exit now; requests still running are dropped."""
+
+
+ToEngine = Load | AddRequest | AbortRequest | Shutdown
+
+
+# -- engine process → API process --------------------------------------------------------------
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Loading goes on."""
+
+    progress: LoadProgress
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded and warm."""
+
+    info: ModelInfo
+    stats: EngineStats
+    load_seconds: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model could not be loaded; the process exits after this. `kind` is the error's class."""
+
+    kind: str
+    message: str
+
+
+class RequestDeltas(msgspec.Struct, frozen=True, array_like=True):
+    """What one step produced for one request."""
+
+    request_id: str
+    deltas: list[TokenDelta]
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag=True):
+    """Everything one step produced, for all requests, in one frame."""
+
+    requests: list[RequestDeltas]
+    stats: EngineStats
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """The request was not taken: the waiting queue is full."""
+
+    request_id: str
+    message: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """Sent every second by a thread of its own.
+
+    `step_seconds` is the age of the step under way (0 between steps), `step_tokens` its size:
+    together they tell a long prefill from a hang.
+    """
+
+    num_steps: int
+    has_work: bool
+    step_seconds: float
+    step_tokens: int
+
+
+FromEngine = Progress | Loaded | LoadFailed | StepOutput | Rejected | Heartbeat

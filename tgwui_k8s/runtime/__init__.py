@@ -1,0 +1,1 @@
+"""The torch side that loaders share: paged attention, KV tensors, the device sampler."""

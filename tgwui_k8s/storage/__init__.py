@@ -1,0 +1,1 @@
+"""Model folders on disk: finding, describing, checking and prefetching them. Read only."""
