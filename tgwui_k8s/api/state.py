@@ -1,0 +1,63 @@
+"""What the routes share: one object, wired by `create_app`, handed to every route.
+
+Nothing here is global; a test builds its own with a fake backend.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tgwui_k8s.config import Settings
+from tgwui_k8s.contract import Backend, LoadProgress, ModelInfo
+from tgwui_k8s.errors import DrainingError, ModelNotReadyError, NotFoundError
+
+if TYPE_CHECKING:
+    from tgwui_k8s.api.chat_template import ChatTemplate
+    from tgwui_k8s.api.tokenizer import Tokenizer
+    from tgwui_k8s.observability.metrics import Metrics
+
+
+@dataclass(slots=True)
+class ServedModel:
+    """A loaded model as clients know it."""
+
+    info: ModelInfo
+    names: tuple[str, ...]
+    """The first is the one reported; all are accepted."""
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(slots=True)
+class ServerState:
+    """The server's state between requests.
+
+    `model` is None until loading has ended, after an unload, and while the engine restarts.
+    """
+
+    settings: Settings
+    backend: Backend
+    metrics: Metrics
+    model: ServedModel | None = None
+    load_progress: LoadProgress = LoadProgress("starting")
+    draining: bool = False
+    num_active_requests: int = 0
+    """Requests on generation routes that have not been answered to their end."""
+
+    def require_model(self, name: str | None = None) -> ServedModel:
+        """The loaded model, for a new request that asks for `name` (None: whichever is loaded).
+
+        Raises `DrainingError`, `ModelNotReadyError`, or `NotFoundError` for another name.
+        """
+        if self.draining:
+            raise DrainingError("The server is shutting down.", retry_after_seconds=5)
+        if self.model is None:
+            raise ModelNotReadyError("The model is still loading.", retry_after_seconds=2)
+        if name is not None and name not in self.model.names:
+            raise NotFoundError(
+                f"The model '{name[:200]}' does not exist.", param="model", code="model_not_found"
+            )
+        return self.model
