@@ -10,18 +10,35 @@ here is something an operator has a reason to set.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NewType
+
+ByteSize = NewType("ByteSize", int)
+"""A number of bytes; written as 4GiB, 512MB or a plain number."""
 
 
 def setting(
-    default: Any, help: str, *, aliases: tuple[str, ...] = (), metavar: str | None = None
+    default: Any,
+    help: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    metavar: str | None = None,
+    bounds: tuple[float | None, float | None] = (None, None),
+    secret: bool = False,
 ) -> Any:
     """A dataclass field with what its flag, variable and documentation need.
 
     `aliases` are further flag spellings (text-generation-webui's or vLLM's), without dashes in
-    front. A tuple default makes a flag that may be repeated.
+    front. A tuple default makes a flag that may be repeated. `bounds` are the least and the
+    largest number allowed. A `secret` has no flag, because flags show in `ps`, and is masked
+    wherever settings are printed.
     """
-    metadata = {"help": help, "aliases": aliases, "metavar": metavar}
+    metadata = {
+        "help": help,
+        "aliases": aliases,
+        "metavar": metavar,
+        "bounds": bounds,
+        "secret": secret,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -56,6 +73,7 @@ class ModelSettings:
         None,
         "Longest prompt plus completion in tokens; default: the model's own limit.",
         aliases=("ctx-size", "n-ctx", "max-seq-len"),
+        bounds=(1, None),
     )
     trust_remote_code: bool = setting(
         False, "Run Python code that lies in the model folder. Only for folders you trust."
@@ -74,27 +92,43 @@ class ModelSettings:
 class EngineSection:
     """How requests are batched and how much memory they may use."""
 
-    max_num_seqs: int = setting(64, "Most sequences that run at once.")
+    max_num_seqs: int = setting(64, "Most sequences that run at once.", bounds=(1, None))
     max_num_batched_tokens: int | None = setting(
-        None, "Token budget of one step; default: 512 on a CPU, 8192 on a GPU."
+        None,
+        "Token budget of one step; default: 512 on a CPU, 8192 on a GPU.",
+        bounds=(1, None),
     )
     max_waiting_requests: int = setting(
-        256, "Length of the waiting queue; beyond it requests get 503 with Retry-After."
+        256,
+        "Length of the waiting queue; beyond it requests get 503 with Retry-After.",
+        bounds=(1, None),
     )
-    kv_cache_memory: str | None = setting(
-        None, "Memory for the KV cache, such as 4GiB; default: what is free, less a reserve."
+    kv_cache_memory: ByteSize | None = setting(
+        None,
+        "Memory for the KV cache, such as 4GiB; default: what is free, less a reserve.",
+        bounds=(1, None),
     )
-    memory_limit: str | None = setting(
-        None, "Total memory the engine may use; default: the cgroup's or the device's limit."
+    memory_limit: ByteSize | None = setting(
+        None,
+        "Total memory the engine may use; default: the cgroup's or the device's limit.",
+        bounds=(1, None),
     )
     num_threads: int | None = setting(
-        None, "Compute threads on a CPU; default: the cgroup's CPU quota.", aliases=("threads",)
+        None,
+        "Compute threads on a CPU; default: the cgroup's CPU quota.",
+        aliases=("threads",),
+        bounds=(1, None),
     )
     watchdog_seconds: float = setting(
-        60.0, "With work pending, a step that takes longer makes /health/live answer 503."
+        60.0,
+        "With work pending, a step that takes longer makes /health/live answer 503.",
+        bounds=(0.1, None),
     )
     restart_engine: int = setting(
-        0, "How often a dead engine is started again before the server gives up.", metavar="TIMES"
+        0,
+        "How often a dead engine is started again before the server gives up.",
+        metavar="TIMES",
+        bounds=(0, None),
     )
 
 
@@ -103,28 +137,40 @@ class ServerSettings:
     """The HTTP side: addresses, keys, limits, life cycle."""
 
     host: str = setting("127.0.0.1", "Address to listen on.", aliases=("listen-host",))
-    port: int = setting(5000, "Port of the API.", aliases=("api-port",))
+    port: int = setting(
+        5000, "Port of the API; 0 takes a free one.", aliases=("api-port",), bounds=(0, 65535)
+    )
     api_key: tuple[str, ...] = setting(
-        (), "Keys clients must send (environment or file only, so that none shows in 'ps')."
+        (),
+        "Keys clients must send (environment or file only, so that none shows in 'ps').",
+        secret=True,
     )
     api_key_file: str | None = setting(
         None, "File with one API key a line; re-read when it changes.", metavar="FILE"
     )
     admin_key: tuple[str, ...] = setting(
-        (), "Keys for model load and unload (environment or file only)."
+        (), "Keys for model load and unload (environment or file only).", secret=True
     )
     admin_key_file: str | None = setting(
         None, "File with one admin key a line; re-read when it changes.", metavar="FILE"
     )
     drain_timeout: float = setting(
-        120.0, "Seconds that running requests get to finish after SIGTERM."
+        120.0,
+        "Seconds that running requests get to finish after SIGTERM.",
+        bounds=(0, None),
     )
     max_request_seconds: float = setting(
-        600.0, "Longest time one request may take, queueing included; then 504."
+        600.0,
+        "Longest time one request may take, queueing included; then 504.",
+        bounds=(0.1, None),
     )
-    max_body_bytes: int = setting(16 * 1024 * 1024, "Largest request body; beyond it 413.")
+    max_body_bytes: ByteSize = setting(
+        ByteSize(16 * 1024 * 1024), "Largest request body; beyond it 413.", bounds=(1, None)
+    )
     sse_keep_alive_seconds: float = setting(
-        15.0, "A comment line goes out on a stream that has been silent for so long."
+        15.0,
+        "A comment line goes out on a stream that has been silent for so long.",
+        bounds=(0.01, None),
     )
     root_path: str = setting("", "Path prefix that a proxy in front strips.", metavar="PATH")
     cors_origin: tuple[str, ...] = setting(
