@@ -39,7 +39,7 @@ def setting(
         "bounds": bounds,
         "secret": secret,
     }
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
