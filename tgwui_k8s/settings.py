@@ -3,10 +3,10 @@
 * The file (`--config FILE` or `TGWUI_CONFIG`) is one flat mapping with the flags' names as keys
   (`kv-cache-memory: 4GiB`), so that a name found anywhere can be used everywhere. An unknown or
   repeated key is an error.
-* A variable `TGWUI_<NAME>` sets one value; a list has one item a line, or commas between
-  its items; an empty variable counts as unset. An unknown `TGWUI_` variable is a warning and no error, because
-  Kubernetes itself sets such variables for a Service whose name begins with "tgwui" (service
-  links); those are recognised and left alone.
+* A variable `TGWUI_<NAME>` sets one value; a list has one item a line, or commas between its
+  items; an empty variable counts as unset. An unknown `TGWUI_` variable is a warning and no
+  error, because Kubernetes itself sets such variables for a Service whose name begins with
+  "tgwui" (service links); those are recognised and left alone.
 * Flags win. Keys of clients cannot be flags: arguments show in `ps`.
 
 Every mistake is a `UsageError` of one line that names the source.
