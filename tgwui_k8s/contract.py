@@ -209,9 +209,9 @@ class Sampler(Protocol):
     def replay(self, logits: Logits, row: SamplingRow, token_ids: Sequence[int]) -> None:
         """Bring `row.state` to where it was after the resumed `token_ids`.
 
-        `logits` [len(token_ids), vocab_size] are the distributions those tokens were drawn from.
-        Called with `row.output_token_ids` still empty; only for rows where
-        `needs_replay(row.params)`.
+        `logits` [len(token_ids), vocab_size] are the distributions those tokens were drawn from;
+        `row.output_token_ids` are the tokens before them. Called for runs of tokens in order,
+        only for rows where `needs_replay(row.params)`.
         """
         ...
 
@@ -291,6 +291,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
     """On the first delta: from arrival in the engine to the first step with this request."""
     error: str | None = None
     """With finish_reason "error": what to tell the client."""
+    error_code: str | None = None
+    """The same as a code of api.md: `deadline_exceeded`, `context_length_exceeded`, …"""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,6 +313,17 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generation_tokens: int = 0
     kv_block_size: int = 0
     kv_num_blocks: int = 0
+
+
+class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the engine can still answer; what `/health/live` reports."""
+
+    alive: bool = True
+    """False: its process died for good, or a step has not ended within the watchdog time."""
+    reason: str = ""
+    """Why not, in one sentence; empty while alive."""
+    heartbeat_age_seconds: float = 0.0
+    """Time since the engine was last heard of."""
 
 
 @runtime_checkable
@@ -360,6 +373,15 @@ class LoadProgress(msgspec.Struct, frozen=True):
 ProgressCallback = Callable[[LoadProgress], None]
 
 
+def default_token_budget(device: str) -> int:
+    """Tokens of one step where the operator set no `max_num_batched_tokens`.
+
+    A GPU needs thousands to be busy; on a CPU a larger step only delays everybody else's token.
+    Known when the device is: in the engine process, in the loader and after it.
+    """
+    return 512 if device.startswith("cpu") else 8192
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to load and how; everything a loader needs, nothing it does not.
 
@@ -374,7 +396,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`auto`, `cpu` or `cuda`."""
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
+    """None: `default_token_budget` of the device."""
     kv_cache_bytes: int | None = None
     memory_limit_bytes: int | None = None
     block_size: int | None = None

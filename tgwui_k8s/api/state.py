@@ -6,11 +6,12 @@ Nothing here is global; a test builds its own with a fake backend.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tgwui_k8s.config import Settings
-from tgwui_k8s.contract import Backend, LoadProgress, ModelInfo
+from tgwui_k8s.contract import Backend, EngineHealth, LoadProgress, ModelInfo
 from tgwui_k8s.errors import DrainingError, ModelNotReadyError, NotFoundError
 
 if TYPE_CHECKING:
@@ -31,6 +32,34 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
+class EngineBackend(Backend, Protocol):
+    """The `Backend` that routes know: the engine seen from the API process."""
+
+    @property
+    def health(self) -> EngineHealth:
+        """Whether the engine can still answer; never waits."""
+        ...
+
+
+class ModelControl(Protocol):
+    """Changes the loaded model while the server runs; wired by `tgwui_k8s.server`.
+
+    Both methods set `ServerState.model`: to None first, to the new model at the end of `load`.
+    """
+
+    async def load(self, name: str, options: dict[str, str]) -> None:
+        """Replace the loaded model. `options` are settings of the `model` and `engine` sections.
+
+        Requests still running get an error. Raises `StartupError` (bad model: nothing is loaded
+        afterwards) or `UsageError` (bad option: nothing has changed).
+        """
+        ...
+
+    async def unload(self) -> None:
+        """Free the model's memory; requests still running get an error."""
+        ...
+
+
 @dataclass(slots=True)
 class ServerState:
     """The server's state between requests.
@@ -39,13 +68,20 @@ class ServerState:
     """
 
     settings: Settings
-    backend: Backend
+    backend: EngineBackend
     metrics: Metrics
     model: ServedModel | None = None
-    load_progress: LoadProgress = LoadProgress("starting")
+    load_progress: LoadProgress = field(default_factory=lambda: LoadProgress("starting"))
     draining: bool = False
     num_active_requests: int = 0
-    """Requests on generation routes that have not been answered to their end."""
+    """Requests on generation routes that have not been answered to their end.
+
+    `api.middleware` counts: from the arrival of the request to the last byte of its answer.
+    """
+    model_control: ModelControl | None = None
+    """None where the model cannot be changed at run time."""
+    stop_generation: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Per running generation (its request id): ends it now with what it has generated so far."""
 
     def require_model(self, name: str | None = None) -> ServedModel:
         """The loaded model, for a new request that asks for `name` (None: whichever is loaded).

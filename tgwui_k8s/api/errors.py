@@ -1,0 +1,158 @@
+"""Errors as HTTP: one table from error class to status, and OpenAI's envelope around all of them.
+
+    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
+
+Everything that can go wrong becomes a `RequestError` first (`as_request_error`), so that there is
+one way to render it, for JSON answers and for errors inside a stream alike. Messages are bounded
+and name no folder; stacks go to the log only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+from tgwui_k8s.api.validation import validation_error
+from tgwui_k8s.errors import (
+    AuthenticationError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    ModelNotFoundError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    RequestError,
+    StartupError,
+    TgwuiError,
+    UnavailableError,
+    UsageError,
+)
+
+STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
+    InvalidRequestError: (400, "invalid_request_error"),
+    AuthenticationError: (401, "invalid_request_error"),
+    PermissionDeniedError: (403, "permission_error"),
+    NotFoundError: (404, "invalid_request_error"),
+    MethodNotAllowedError: (405, "invalid_request_error"),
+    PayloadTooLargeError: (413, "invalid_request_error"),
+    InternalError: (500, "server_error"),
+    UnavailableError: (503, "server_error"),
+    DeadlineExceededError: (504, "server_error"),
+}
+"""The status and OpenAI `type` of every error class; a subclass takes its nearest ancestor's."""
+
+MAX_MESSAGE_CHARS = 1000
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
+
+
+def as_request_error(error: BaseException) -> RequestError:
+    """Say any exception in the words of this package; what is nobody else's fault is ours."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, (RequestValidationError, ValidationError)):
+        return validation_error(error)
+    if isinstance(error, ModelNotFoundError):
+        return NotFoundError(without_folders(str(error)), param="model", code="model_not_found")
+    if isinstance(error, (StartupError, UsageError)):
+        return InvalidRequestError(without_folders(str(error)))
+    if isinstance(error, ClientDisconnect):
+        return InvalidRequestError("The connection was closed before the whole body had arrived.")
+    return InternalError("The server had an error while processing your request.")
+
+
+def http_error(error: HTTPException, request: Request) -> RequestError:
+    """Starlette's own errors: no such route, wrong method."""
+    if error.status_code == 404:
+        return NotFoundError(f"Invalid URL ({request.method} {request.url.path[:200]})")
+    if error.status_code == 405:
+        return MethodNotAllowedError(f"{request.method} is not accepted at this URL.")
+    if error.status_code == 413:
+        return PayloadTooLargeError("The request body is too large.")
+    return InvalidRequestError(str(error.detail))
+
+
+def status_of(error: RequestError) -> int:
+    """The HTTP status of an error."""
+    return _row(error)[0]
+
+
+def error_body(error: BaseException) -> dict[str, dict[str, object]]:
+    """OpenAI's envelope for an error, as a JSON object."""
+    request_error = as_request_error(error)
+    return {
+        "error": {
+            "message": shorten(request_error.message, MAX_MESSAGE_CHARS),
+            "type": _row(request_error)[1],
+            "param": request_error.param,
+            "code": request_error.code,
+            **request_error.details,
+        }
+    }
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """What clients act upon: when to come back, and whether to try again at all."""
+    if isinstance(error, UnavailableError):
+        return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, InternalError) and not error.retryable:
+        return {"x-should-retry": "false"}
+    if isinstance(error, DeadlineExceededError):
+        return {"x-should-retry": "false"}
+    if isinstance(error, AuthenticationError):
+        return {"www-authenticate": "Bearer"}
+    return {}
+
+
+def error_response(
+    error: BaseException, extra_headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The whole answer for an error."""
+    request_error = as_request_error(error)
+    return JSONResponse(
+        error_body(request_error),
+        status_code=status_of(request_error),
+        headers={**error_headers(request_error), **(extra_headers or {})},
+    )
+
+
+async def handle_error(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for every error that is somebody's, not a bug."""
+    if isinstance(error, HTTPException):
+        # On a 405 Starlette says which methods are allowed.
+        return error_response(http_error(error, request), error.headers)
+    return error_response(error)
+
+
+HANDLED: tuple[type[Exception], ...] = (
+    TgwuiError,
+    ValidationError,
+    RequestValidationError,
+    HTTPException,
+)
+"""What `create_app` routes to `handle_error`; the rest is a bug and `api.middleware` logs it."""
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The text, cut where it is longer than `max_chars`."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut down to their last part: clients need not know where files lie."""
+    return _FOLDERS.sub("", text)
+
+
+def _row(error: RequestError) -> tuple[int, str]:
+    for error_class in type(error).__mro__:
+        if error_class in STATUS_AND_TYPE:
+            return STATUS_AND_TYPE[error_class]
+    return STATUS_AND_TYPE[InternalError]
