@@ -1,0 +1,45 @@
+"""What is known of a generation once it is over: plain data, from the routes to metrics and log.
+
+All times are seconds on the API process's monotonic clock, except `queue_seconds`, which the
+engine measured on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request on a generation route, however it ended."""
+
+    route: str
+    """The path without a prefix: `/v1/completions`."""
+    model: str
+    """The name the model is served under."""
+    status: int
+    """The HTTP status it would have without streaming; 499 where the client went away."""
+    finish_reasons: tuple[str, ...]
+    """Of the choices that came to their end, as the client sees them."""
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    queue_seconds: float | None = None
+    """From arrival in the engine to the first step."""
+    prefill_seconds: float | None = None
+    """From the first step to the first token."""
+    decode_seconds: float | None = None
+    """From the first token to the last."""
+    ttft_seconds: float | None = None
+    """From arrival, tokenizing and queueing included, to the first token."""
+    inter_token_seconds: Sequence[float] = ()
+    """Every gap between two deltas of one choice."""
+    e2e_seconds: float = 0.0
+    """From arrival to the end."""
+
+    @property
+    def is_aborted(self) -> bool:
+        """True where the client went away before the end."""
+        return self.status == 499
