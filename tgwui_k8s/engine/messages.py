@@ -15,6 +15,7 @@ from tgwui_k8s.contract import (
     LoadRequest,
     ModelInfo,
     TokenDelta,
+    default_token_budget,
 )
 
 
@@ -22,8 +23,13 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine itself must know, beside what the loader must know."""
 
     max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int | None = None
+    """None: `default_token_budget` of the device the model was loaded on."""
     max_waiting_requests: int
+
+    def token_budget(self, device: str) -> int:
+        """Tokens of one step on this device."""
+        return self.max_num_batched_tokens or default_token_budget(device)
 
 
 # -- API process → engine process --------------------------------------------------------------
