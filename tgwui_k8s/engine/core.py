@@ -1,0 +1,371 @@
+"""The step loop: schedule → execute → sample → update. Synchronous, one thread, no processes.
+
+Everything that happens to a request happens inside `step()` or between two steps; whoever hosts
+the core (the engine process, `LLM`, a test) calls it from one thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from tgwui_k8s.contract import (
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Logits,
+    ModelRunner,
+    SampledToken,
+    Sampler,
+    SamplingRow,
+    TokenDelta,
+    TopLogprobs,
+)
+from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
+from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
+from tgwui_k8s.engine.sampler import NumpySampler
+from tgwui_k8s.engine.scheduler import Schedule, ScheduledLane, Scheduler
+from tgwui_k8s.errors import OverloadedError
+
+
+class EngineCore:
+    """Requests in, token deltas out, over one model runner."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        settings: EngineSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runner = runner
+        self.sampler: Sampler = runner.sampler or NumpySampler()
+        self.scheduler = Scheduler(
+            runner.layout,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.token_budget(runner.info.device),
+        )
+        self.num_steps = 0
+        self.step_started: float | None = None
+        self.step_tokens = 0
+        self._max_waiting_requests = settings.max_waiting_requests
+        self._clock = clock
+        self._requests: dict[str, Request] = {}
+        self._num_arrivals = 0
+        self._num_waiting_requests = 0
+        self._deadlines: list[tuple[float, str]] = []
+        self._deltas: dict[str, list[TokenDelta]] = {}
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+
+    # ---------------------------------------------------------------------------------- requests
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Take a request; its deltas come from the following steps.
+
+        Raises `OverloadedError` when the waiting queue is full.
+        """
+        if self._num_waiting_requests >= self._max_waiting_requests:
+            raise OverloadedError("The waiting queue is full. Please try again later.")
+        self._num_arrivals += 1
+        added = Request(request, arrival=self._num_arrivals, arrival_time=self._clock())
+        added.sequences = [
+            self._make_sequence(added, index) for index in range(request.num_choices)
+        ]
+        self._requests[request.request_id] = added
+        self._num_waiting_requests += 1
+        if added.deadline is not None:
+            heapq.heappush(self._deadlines, (added.deadline, request.request_id))
+        self._start(added)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one choice of it, at once; unknown ids are ignored."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        for sequence in request.sequences:
+            if index is None or sequence.index == index:
+                self._finish(sequence, "abort", tell=False)
+        if index is None:
+            self._deltas.pop(request_id, None)
+
+    @property
+    def has_work(self) -> bool:
+        """True when `step()` has something to do."""
+        return bool(self._deltas) or self.scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        """Gauges now and counters since the start."""
+        scheduler = self.scheduler
+        return EngineStats(
+            num_requests_running=len(self._requests) - self._num_waiting_requests,
+            num_requests_waiting=self._num_waiting_requests,
+            kv_cache_usage=scheduler.kv_cache.usage,
+            num_steps=self.num_steps,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            kv_block_size=scheduler.layout.block_size,
+            kv_num_blocks=scheduler.layout.groups[0].num_blocks,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `IntegrityError` if a block, a row or a request is lost or counted twice."""
+        self.scheduler.check_integrity()
+
+    # -------------------------------------------------------------------------------------- a step
+
+    def step(self) -> list[RequestDeltas]:
+        """Compute one batch and return what it produced; nothing when there is nothing to do."""
+        self._expire()
+        schedule = self.scheduler.schedule()
+        if schedule.entries:
+            self.step_tokens = schedule.batch.num_tokens
+            self.step_started = self._clock()
+            logits = self.runner.execute(schedule.batch)
+            self._update(schedule, logits)
+            self.step_started = None
+            self.num_steps += 1
+        deltas, self._deltas = self._deltas, {}
+        return [RequestDeltas(request_id, items) for request_id, items in deltas.items()]
+
+    def _update(self, schedule: Schedule, logits: Logits) -> None:
+        """Book the computed tokens and sample the next one of every sequence that is ready."""
+        ready: list[Sequence] = []
+        indices: list[int] = []
+        guidance_indices: list[int | None] = []
+        first_row = 0
+        now = self._clock()
+        for sequence, parts in schedule.entries:
+            if sequence.request.first_scheduled_time is None:
+                self._note_first_step(sequence.request, now)
+            if sequence.wants_prompt_logits:
+                self._collect_logits(sequence, parts[0], logits, first_row)
+            self.scheduler.advance(sequence, parts)
+            last_rows = []
+            for part in parts:
+                first_row += part.num_logits
+                last_rows.append(first_row - 1)
+            if sequence.num_uncomputed == 0:
+                ready.append(sequence)
+                indices.append(last_rows[0])
+                guidance_indices.append(last_rows[1] if len(last_rows) > 1 else None)
+        self._release_siblings(schedule)
+        ready, indices, guidance_indices = self._drop_empty(ready, indices, guidance_indices)
+        if ready:
+            rows = [sequence.sampling for sequence in ready]
+            sampled = self.sampler.sample(logits, rows, indices, guidance_indices)
+            for sequence, token in zip(ready, sampled, strict=True):
+                self._take(sequence, token)
+
+    def _take(self, sequence: Sequence, token: SampledToken) -> None:
+        """Append a sampled token, decide whether it ends the choice, and tell."""
+        if token.token_id < 0:
+            self._fail(sequence, "The model returned no valid probabilities.", "internal_error")
+            return
+        self._generation_tokens += 1
+        sequence.append(token.token_id)
+        finish_reason = self._why_finished(sequence, sequence.sampling)
+        self._tell(
+            sequence,
+            token_ids=(token.token_id,),
+            logprobs=() if token.logprobs is None else (token.logprobs,),
+            finish_reason=finish_reason,
+        )
+        if finish_reason is not None:
+            self._finish(sequence, finish_reason, tell=False)
+
+    def _why_finished(self, sequence: Sequence, row: SamplingRow) -> FinishReason | None:
+        outputs, params = row.output_token_ids, row.params
+        if self._ends(row, outputs[-1]):
+            return "stop"
+        if len(outputs) >= params.max_tokens:
+            return "length"
+        if any(len(lane.token_ids) >= self.runner.info.max_model_len for lane in sequence.lanes):
+            return "length"
+        return None
+
+    @staticmethod
+    def _ends(row: SamplingRow, token_id: int) -> bool:
+        if len(row.output_token_ids) <= row.params.min_tokens:
+            return False
+        if token_id in row.params.stop_token_ids:
+            return True
+        return token_id in row.eos_token_ids and not row.params.ignore_eos
+
+    # ------------------------------------------------------------------------- life of a sequence
+
+    def _make_sequence(self, request: Request, index: int) -> Sequence:
+        source = request.source
+        resumed = source.resume_token_ids[index] if source.resume_token_ids else ()
+        num_groups = len(self.runner.layout.groups)
+        prompts = [source.prompt_token_ids]
+        if source.negative_prompt_token_ids:
+            prompts.append(source.negative_prompt_token_ids)
+        lanes = tuple(Lane([*prompt, *resumed], num_groups) for prompt in prompts)
+        replays = bool(resumed) and self.sampler.needs_replay(source.params)
+        sampling = SamplingRow(
+            params=source.params,
+            eos_token_ids=self.runner.info.eos_token_ids,
+            prompt_token_ids=source.prompt_token_ids,
+            output_token_ids=[] if replays else list(resumed),
+            choice=index,
+        )
+        return Sequence(
+            request, index, lanes, sampling, Status.BLOCKED, to_replay=resumed if replays else ()
+        )
+
+    def _start(self, request: Request) -> None:
+        """Queue the first choice; the others follow when the prompt they share is computed."""
+        for sequence in request.sequences:
+            reason = self._why_finished_elsewhere(sequence)
+            if reason is not None:
+                self._finish(sequence, reason)
+            elif not self.scheduler.can_ever_run(sequence, request.source.params.max_tokens):
+                self._fail(
+                    sequence,
+                    "The request needs more KV cache than there is: shorten the prompt, lower "
+                    "max_tokens, or drop the guidance.",
+                    "context_length_exceeded",
+                )
+        if not request.is_finished:
+            self._unblock_leader(request)
+
+    def _why_finished_elsewhere(self, sequence: Sequence) -> FinishReason | None:
+        """The reason why resumed tokens already are the whole answer, if they are."""
+        resumed = list(sequence.to_replay) or sequence.sampling.output_token_ids
+        if not resumed:
+            return None
+        return self._why_finished(sequence, replace(sequence.sampling, output_token_ids=resumed))
+
+    def _unblock_leader(self, request: Request) -> None:
+        """Queue the first choice that is left, unless one is under way already."""
+        if all(s.status in (Status.BLOCKED, Status.FINISHED) for s in request.sequences):
+            blocked = [s for s in request.sequences if s.status is Status.BLOCKED]
+            for sequence in blocked[:1]:
+                self.scheduler.enqueue(sequence)
+
+    def _release_siblings(self, schedule: Schedule) -> None:
+        """Let the other choices start once the prompt's blocks are there to be shared."""
+        for sequence, _ in schedule.entries:
+            siblings = sequence.request.sequences
+            if len(siblings) > 1 and sequence.num_uncomputed == 0:
+                for sibling in siblings:
+                    if sibling.status is Status.BLOCKED:
+                        self.scheduler.enqueue(sibling)
+
+    def _drop_empty(
+        self, ready: list[Sequence], indices: list[int], guidance: list[int | None]
+    ) -> tuple[list[Sequence], list[int], list[int | None]]:
+        """Finish the choices that want no tokens at all (`max_tokens` 0), keep the others."""
+        if all(sequence.sampling.params.max_tokens > 0 for sequence in ready):
+            return ready, indices, guidance
+        kept = [i for i, sequence in enumerate(ready) if sequence.sampling.params.max_tokens > 0]
+        for sequence in ready:
+            if sequence.sampling.params.max_tokens == 0:
+                self._finish(sequence, "length")
+        return [ready[i] for i in kept], [indices[i] for i in kept], [guidance[i] for i in kept]
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, *, tell: bool = True) -> None:
+        if sequence.status is Status.FINISHED:
+            return
+        self.scheduler.finish(sequence)
+        sequence.finish_reason = reason
+        if tell:
+            self._tell(sequence, finish_reason=reason)
+        if sequence.request.is_finished:
+            self._forget(sequence.request)
+        else:
+            self._unblock_leader(sequence.request)
+
+    def _fail(self, sequence: Sequence, message: str, code: str) -> None:
+        if sequence.status is not Status.FINISHED:
+            self._tell(sequence, finish_reason="error", error=message, error_code=code)
+            self._finish(sequence, "error", tell=False)
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        if request.first_scheduled_time is None:
+            self._num_waiting_requests -= 1
+
+    def _expire(self) -> None:
+        """End the requests whose deadline has passed."""
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            request = self._requests.get(heapq.heappop(self._deadlines)[1])
+            for sequence in request.sequences if request else ():
+                message = "The request ran past its deadline."
+                self._fail(sequence, message, "deadline_exceeded")
+
+    # --------------------------------------------------------------------------------- book-keeping
+
+    def _note_first_step(self, request: Request, now: float) -> None:
+        request.first_scheduled_time = now
+        self._num_waiting_requests -= 1
+        self._prompt_tokens += len(request.prompt_token_ids)
+
+    def _collect_logits(
+        self, sequence: Sequence, part: ScheduledLane, logits: Logits, first_row: int
+    ) -> None:
+        """Take prompt logprobs and replays from the logits of a prefill, where they are wanted."""
+        if part.num_logits != part.num_tokens:
+            return
+        start = part.lane.num_computed
+        stop = start + part.num_tokens
+        request, source = sequence.request, sequence.request.source
+        if sequence.index == 0 and source.params.prompt_logprobs is not None:
+            first = 1 + len(request.prompt_logprobs)
+            last = min(stop, len(source.prompt_token_ids) - 1)
+            if start < first <= last:
+                rows = logits[first_row + first - 1 - start : first_row + last - start]
+                request.prompt_logprobs += self.sampler.prompt_logprobs(
+                    rows, source.prompt_token_ids[first : last + 1], source.params.prompt_logprobs
+                )
+        if sequence.num_replayed < len(sequence.to_replay):
+            first = len(source.prompt_token_ids) - 1 + sequence.num_replayed
+            last = len(source.prompt_token_ids) - 1 + len(sequence.to_replay)
+            if start <= first < stop:
+                end = min(stop, last)
+                rows = logits[first_row + first - start : first_row + end - start]
+                token_ids = sequence.to_replay[sequence.num_replayed :][: end - first]
+                self.sampler.replay(rows, sequence.sampling, token_ids)
+                sequence.sampling.output_token_ids.extend(token_ids)
+                sequence.num_replayed += len(token_ids)
+
+    def _tell(
+        self,
+        sequence: Sequence,
+        *,
+        finish_reason: FinishReason | None,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TopLogprobs, ...] = (),
+        error: str | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        request = sequence.request
+        is_first = not sequence.has_answered
+        sequence.has_answered = True
+        stop_token_id = token_ids[-1] if finish_reason == "stop" and token_ids else None
+        prompt_logprobs = None
+        if is_first and sequence.index == 0 and request.source.params.prompt_logprobs is not None:
+            prompt_logprobs = tuple(request.prompt_logprobs)
+        queue_seconds = None
+        if is_first and request.first_scheduled_time is not None:
+            queue_seconds = request.first_scheduled_time - request.arrival_time
+        delta = TokenDelta(
+            index=sequence.index,
+            token_ids=token_ids,
+            finish_reason=finish_reason,
+            stop_token_id=stop_token_id,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
+            queue_seconds=queue_seconds,
+            error=error,
+            error_code=error_code,
+        )
+        self._deltas.setdefault(request.request_id, []).append(delta)

@@ -1,0 +1,158 @@
+"""Requests and their sequences, as the scheduler keeps them.
+
+Request ── one per client request
+  └── Sequence ── one per choice: tokens, sampling state, status
+        └── Lane ── one stream of tokens with its own KV cache:
+                    the sequence itself and, under guidance, its negative prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tgwui_k8s.contract import (
+    FinishReason,
+    GenerationRequest,
+    SamplingRow,
+    TopLogprobs,
+)
+
+
+class Status(Enum):
+    """Where a sequence stands."""
+
+    BLOCKED = "blocked"
+    """Waits for the first choice of its request to compute the prompt they share."""
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Lane:
+    """Tokens that are computed one after the other over one KV cache.
+
+    `num_computed` of `token_ids` have their keys and values in the blocks of `block_tables`.
+    """
+
+    __slots__ = (
+        "block_tables",
+        "cache_salt",
+        "digests",
+        "first_live_blocks",
+        "num_computed",
+        "num_registered",
+        "row",
+        "token_ids",
+    )
+
+    def __init__(self, token_ids: list[int], num_groups: int, cache_salt: bytes = b"") -> None:
+        self.token_ids = token_ids
+        self.num_computed = 0
+        self.row = -1
+        self.block_tables: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
+        self.first_live_blocks = [0] * num_groups
+        """Per group: table entries below are -1, dropped because no window reaches them."""
+        self.digests: list[bytes] = []
+        """Names of the lane's full blocks, as far as they were needed."""
+        self.num_registered = 0
+        self.cache_salt = cache_salt
+        """Keeps lanes apart that must not share blocks (another adapter, say)."""
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens still to be computed before the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a request."""
+
+    request: Request
+    index: int
+    lanes: tuple[Lane, ...]
+    sampling: SamplingRow
+    status: Status = Status.WAITING
+    finish_reason: FinishReason | None = None
+    has_answered: bool = False
+    """A first delta has been sent."""
+    num_cached_tokens: int = 0
+    to_replay: tuple[int, ...] = ()
+    """Resumed tokens whose distributions the sampler must see again."""
+    num_replayed: int = 0
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who goes first: priority, then arrival, then choice."""
+        return (self.request.priority, self.request.arrival, self.index)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens still to be computed, over all lanes."""
+        return sum(lane.num_uncomputed for lane in self.lanes)
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """True while prompt logprobs, or distributions to replay, are still to be collected."""
+        if self.num_replayed < len(self.to_replay):
+            return True
+        return self.index == 0 and self.request.num_missing_prompt_logprobs > 0
+
+    @property
+    def is_decoding(self) -> bool:
+        """True when every lane lacks just its newest token."""
+        return all(len(lane.token_ids) - lane.num_computed == 1 for lane in self.lanes)
+
+    def append(self, token_id: int) -> None:
+        """Take a sampled token into every lane."""
+        for lane in self.lanes:
+            lane.token_ids.append(token_id)
+        self.sampling.output_token_ids.append(token_id)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A client's request and what is shared by its choices."""
+
+    source: GenerationRequest
+    arrival: int
+    arrival_time: float
+    sequences: list[Sequence] = field(default_factory=list)
+    prompt_logprobs: list[TopLogprobs] = field(default_factory=list)
+    first_scheduled_time: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The API process's name for it."""
+        return self.source.request_id
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first."""
+        return self.source.priority
+
+    @property
+    def prompt_token_ids(self) -> AnySequence[int]:
+        """The prompt that all choices share."""
+        return self.source.prompt_token_ids
+
+    @property
+    def deadline(self) -> float | None:
+        """On the engine's clock; None means the request may take for ever."""
+        if self.source.timeout_seconds is None:
+            return None
+        return self.arrival_time + self.source.timeout_seconds
+
+    @property
+    def num_missing_prompt_logprobs(self) -> int:
+        """Prompt tokens whose log probability is wanted and not known yet."""
+        if self.source.params.prompt_logprobs is None:
+            return 0
+        return max(0, len(self.prompt_token_ids) - 1 - len(self.prompt_logprobs))
+
+    @property
+    def is_finished(self) -> bool:
+        """True when every choice has ended."""
+        return all(sequence.status is Status.FINISHED for sequence in self.sequences)

@@ -1,0 +1,305 @@
+"""Who computes what in the next step: admission, chunked prefill, preemption.
+
+One token budget per step is shared by all. Decodes come first, so that a long prompt cannot
+stall streams that are already flowing; then prompts under way; then new ones, first come first
+served within a priority. When blocks run out, the sequence that would go last gives its blocks
+back and is computed again later (preemption by recomputation): whoever goes first always
+advances, so nobody starves behind equals.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tgwui_k8s.contract import Batch, KVLayout, ScheduledSequence
+from tgwui_k8s.engine.kv_cache import KVCache
+from tgwui_k8s.engine.request import Lane, Sequence, Status
+from tgwui_k8s.errors import IntegrityError
+
+MAX_LOGITS_PER_SEQUENCE = 256
+"""Logits rows one sequence may ask for in a step: 128k float32 words each, so 128 MiB."""
+
+
+@dataclass(slots=True)
+class ScheduledLane:
+    """`num_tokens` tokens of a lane, and how many of the last of them need logits."""
+
+    lane: Lane
+    num_tokens: int
+    num_logits: int
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One step: the batch for the runner, and what it means to us."""
+
+    batch: Batch
+    entries: list[tuple[Sequence, list[ScheduledLane]]] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, parts: list[ScheduledLane]) -> None:
+        """Put parts of a sequence into the batch."""
+        self.entries.append((sequence, parts))
+        for part in parts:
+            lane, start = part.lane, part.lane.num_computed
+            self.batch.sequences.append(
+                ScheduledSequence(
+                    row=lane.row,
+                    start=start,
+                    token_ids=lane.token_ids[start : start + part.num_tokens],
+                    block_tables=lane.block_tables,
+                    num_logits=part.num_logits,
+                )
+            )
+            self.batch.num_tokens += part.num_tokens
+
+    def remove(self, sequence: Sequence) -> int:
+        """Take a sequence that was preempted out again; returns the tokens this frees."""
+        for position, (scheduled, parts) in enumerate(self.entries):
+            if scheduled is sequence:
+                first = sum(len(others) for _, others in self.entries[:position])
+                del self.batch.sequences[first : first + len(parts)]
+                del self.entries[position]
+                num_tokens = sum(part.num_tokens for part in parts)
+                self.batch.num_tokens -= num_tokens
+                return num_tokens
+        return 0
+
+
+class Scheduler:
+    """Sequences waiting and running, over one KV cache. Plain Python: no torch, no clock."""
+
+    def __init__(self, layout: KVLayout, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.layout = layout
+        self.kv_cache = KVCache(layout)
+        self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        self.max_num_seqs = max_num_seqs
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self._waiting: list[tuple[tuple[int, int, int], Sequence]] = []
+        self._free_rows = list(range(max_num_seqs))
+        self._last_was_prefill = False
+
+    # --------------------------------------------------------------------------- life of a sequence
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue, preempted ones included."""
+        return sum(1 for _ in self.waiting)
+
+    @property
+    def waiting(self) -> Iterator[Sequence]:
+        """Sequences in the queue, in no particular order."""
+        return (seq for _, seq in self._waiting if seq.status is Status.WAITING)
+
+    @property
+    def has_work(self) -> bool:
+        """True when a step would have something to compute, now or once blocks are free."""
+        return bool(self.running) or any(True for _ in self.waiting)
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Put a sequence into the waiting queue."""
+        sequence.status = Status.WAITING
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+
+    def can_ever_run(self, sequence: Sequence, num_tokens: int) -> bool:
+        """True if the sequence could be computed alone, up to `num_tokens` more tokens."""
+        per_lane = [self._blocks_to_hold(lane, num_tokens) for lane in sequence.lanes]
+        return len(sequence.lanes) <= self.max_num_seqs and self.kv_cache.can_hold(
+            sum(counts) for counts in zip(*per_lane, strict=True)
+        )
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, in whatever state it is, and free its blocks and rows."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self._release(sequence)
+        sequence.status = Status.FINISHED
+
+    def advance(self, sequence: Sequence, parts: list[ScheduledLane]) -> None:
+        """Note that the scheduled tokens have been computed."""
+        for part in parts:
+            self.kv_cache.advance(part.lane, part.lane.num_computed + part.num_tokens)
+
+    # ------------------------------------------------------------------------------------- a step
+
+    def schedule(self) -> Schedule:
+        """Choose what the next step computes; empty when nothing can run."""
+        schedule = Schedule(Batch(sequences=[], num_tokens=0))
+        num_preemptions = self.num_preemptions
+        decodes = [seq for seq in self.running if seq.is_decoding]
+        if self._may_decode(decodes):
+            self._schedule_running(schedule, decodes)
+        if self.layout.mixed_batches or not schedule.entries:
+            self._schedule_running(schedule, [s for s in self.running if not s.is_decoding])
+            if self.num_preemptions == num_preemptions:
+                self._admit(schedule)
+            if not self.layout.mixed_batches and not schedule.entries:
+                self._schedule_running(schedule, decodes)
+        self._last_was_prefill = any(not seq.is_decoding for seq, _ in schedule.entries)
+        return schedule
+
+    def check_integrity(self) -> None:
+        """Raise `IntegrityError` if a block or row is lost, shared wrongly or counted wrongly."""
+        lanes = [lane for sequence in self.running for lane in sequence.lanes]
+        self.kv_cache.check_integrity(lanes)
+        rows = sorted([lane.row for lane in lanes] + self._free_rows)
+        if rows != list(range(self.max_num_seqs)):
+            raise IntegrityError(f"rows are lost or given out twice: {rows}")
+
+    # ----------------------------------------------------------------------------------- internals
+
+    def _may_decode(self, decodes: list[Sequence]) -> bool:
+        """Without mixed batches, prefills and decodes take turns while there are both."""
+        if self.layout.mixed_batches or self._last_was_prefill:
+            return True
+        prompts_wait = len(decodes) < len(self.running) or any(True for _ in self.waiting)
+        return not prompts_wait
+
+    def _schedule_running(self, schedule: Schedule, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.status is not Status.RUNNING:
+                continue  # preempted for one before it
+            parts = self._plan(sequence, self.max_num_batched_tokens - schedule.batch.num_tokens)
+            if parts and self._make_room(schedule, sequence, parts):
+                schedule.add(sequence, parts)
+
+    def _plan(self, sequence: Sequence, budget: int) -> list[ScheduledLane]:
+        """Which tokens of a sequence fit the budget; nothing if none.
+
+        The newest token of any lane is computed only together with that of every other lane,
+        because their logits are needed in one step.
+        """
+        num_uncomputed = sequence.num_uncomputed
+        is_complete = num_uncomputed <= budget and not self._exceeds_logits(sequence)
+        if not self.layout.chunked_prefill and not sequence.is_decoding:
+            is_complete = is_complete or budget == self.max_num_batched_tokens
+            if not is_complete:
+                return []
+        parts = []
+        for lane in sequence.lanes:
+            num_tokens = lane.num_uncomputed
+            num_logits = 1 if is_complete else 0
+            if not is_complete:
+                num_tokens -= len(sequence.lanes) > 1
+                num_tokens = min(num_tokens, budget)
+            if lane is sequence.lanes[0] and sequence.wants_prompt_logits:
+                if self.layout.chunked_prefill:
+                    num_tokens = min(num_tokens, MAX_LOGITS_PER_SEQUENCE)
+                num_logits = num_tokens
+            if num_tokens > 0:
+                parts.append(ScheduledLane(lane, num_tokens, num_logits))
+                budget -= num_tokens
+        return parts
+
+    def _exceeds_logits(self, sequence: Sequence) -> bool:
+        return (
+            self.layout.chunked_prefill
+            and sequence.wants_prompt_logits
+            and sequence.lanes[0].num_uncomputed > MAX_LOGITS_PER_SEQUENCE
+        )
+
+    def _make_room(
+        self, schedule: Schedule, sequence: Sequence, parts: list[ScheduledLane]
+    ) -> bool:
+        """Give every part its blocks, preempting whoever goes last; False if that is us."""
+        for part in parts:
+            while not self.kv_cache.extend(part.lane, part.lane.num_computed + part.num_tokens):
+                victim = max(self.running, key=lambda running: running.order)
+                self._preempt(schedule, victim)
+                if victim is sequence:
+                    return False
+        return True
+
+    def _preempt(self, schedule: Schedule, victim: Sequence) -> None:
+        schedule.remove(victim)
+        self.running.remove(victim)
+        self._release(victim)
+        self.enqueue(victim)
+        self.num_preemptions += 1
+
+    def _admit(self, schedule: Schedule) -> None:
+        """Start waiting sequences in order while budget, rows and blocks last."""
+        while self._waiting:
+            sequence = self._waiting[0][1]
+            if sequence.status is not Status.WAITING:
+                heapq.heappop(self._waiting)
+                continue
+            if not self._start(schedule, sequence):
+                return
+            heapq.heappop(self._waiting)
+
+    def _start(self, schedule: Schedule, sequence: Sequence) -> bool:
+        budget = self.max_num_batched_tokens - schedule.batch.num_tokens
+        if budget <= 0 or len(sequence.lanes) > len(self._free_rows):
+            return False
+        prefixes = [self._find_prefix(sequence, lane) for lane in sequence.lanes]
+        if not self._fits(sequence, prefixes):
+            return False
+        for lane, num_blocks in zip(sequence.lanes, prefixes, strict=True):
+            self.kv_cache.adopt_prefix(lane, num_blocks)
+            lane.row = heapq.heappop(self._free_rows)
+        parts = self._plan(sequence, budget)
+        if not parts or not all(
+            self.kv_cache.extend(part.lane, part.lane.num_computed + part.num_tokens)
+            for part in parts
+        ):
+            self._release(sequence)
+            return False
+        self._count_prefix(sequence)
+        sequence.status = Status.RUNNING
+        self.running.append(sequence)
+        schedule.add(sequence, parts)
+        return True
+
+    def _find_prefix(self, sequence: Sequence, lane: Lane) -> int:
+        # Cached blocks have no logits: what needs every position's is computed anew.
+        if lane is sequence.lanes[0] and sequence.wants_prompt_logits:
+            return 0
+        return self.kv_cache.find_prefix(lane)
+
+    def _fits(self, sequence: Sequence, prefixes: list[int]) -> bool:
+        """True if the whole prompt fits beside what running prompts will still take."""
+        taken = [
+            self.kv_cache.num_blocks_to_take(lane, num_cached, self._blocks_to_hold(lane))
+            for lane, num_cached in zip(sequence.lanes, prefixes, strict=True)
+        ]
+        prompts = [running for running in self.running if not running.is_decoding]
+        return all(
+            sum(counts[group] for counts in taken) + self._promised_blocks(prompts, group)
+            <= pool.num_free
+            for group, pool in enumerate(self.kv_cache.pools)
+        )
+
+    def _promised_blocks(self, prompts: list[Sequence], group: int) -> int:
+        """Blocks that prompts under way have not taken yet but will."""
+        return sum(
+            max(
+                0,
+                self._blocks_to_hold(lane)[group]
+                - (len(lane.block_tables[group]) - lane.first_live_blocks[group]),
+            )
+            for sequence in prompts
+            for lane in sequence.lanes
+        )
+
+    def _blocks_to_hold(self, lane: Lane, num_more_tokens: int = 0) -> list[int]:
+        return self.kv_cache.num_blocks_to_hold(
+            len(lane.token_ids) + num_more_tokens, self.max_num_batched_tokens
+        )
+
+    def _count_prefix(self, sequence: Sequence) -> None:
+        lane = sequence.lanes[0]
+        if not sequence.has_answered:
+            sequence.num_cached_tokens = lane.num_computed
+        self.prefix_cache_queries += len(lane.token_ids)
+        self.prefix_cache_hits += lane.num_computed
+
+    def _release(self, sequence: Sequence) -> None:
+        for lane in sequence.lanes:
+            self.kv_cache.release(lane)
+            heapq.heappush(self._free_rows, lane.row)
+            lane.row = -1
