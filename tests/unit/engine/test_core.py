@@ -102,6 +102,15 @@ def test_preemption_does_not_change_the_text():
         assert tokens[name, 0] == expected_tokens(prompt, drawn(30))
 
 
+def test_a_prompt_starts_only_when_it_fits_beside_those_under_way():
+    """Two prompts that do not fit together run one after the other, without preemption."""
+    core = make_core(ToyRunner(num_blocks=16), max_num_batched_tokens=8)
+    for name in "ab":
+        core.add_request(make_request(name, [ord(name)] * 40, greedy(2)))
+    run_to_end(core)
+    assert core.stats.num_preemptions == 0
+
+
 def test_a_repeated_prompt_comes_from_the_cache():
     """The second request computes only its tail, says so, and gives the same text."""
     core = make_core(ToyRunner())
@@ -125,6 +134,7 @@ def test_choices_share_the_blocks_of_their_prompt():
     for choice in range(3):
         assert tokens["a", choice] == expected_tokens(prompt, drawn(6), choice=choice)
     assert tokens["a", 0] != tokens["a", 1]
+    assert max(len(batch.sequences) for batch in runner.batches) == 3
     num_prefilled = sum(len(s.token_ids) for b in runner.batches for s in b.sequences)
     assert num_prefilled < 17 + 2 * 4 + 3 * 6
 

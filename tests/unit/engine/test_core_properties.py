@@ -157,7 +157,7 @@ def test_random_lives_leak_nothing_and_every_text_is_its_own(limits, actions):
 
 
 def test_random_lives_reach_the_hard_cases():
-    """The generator above does preempt and does hit the prefix cache, so the test shows something."""
+    """Lives like these do preempt and do hit the prefix cache: the test above shows something."""
     source = random.Random(1)
     preemptions = hits = 0
     for _ in range(60):
