@@ -126,7 +126,9 @@ METRICS: tuple[MetricSpec, ...] = (
         "From the arrival of a request to its first token.",
         TTFT_BUCKETS,
     ),
-    _timing("inter_token_latency_seconds", "Between two tokens of one choice.", ITL_BUCKETS),
+    _timing(
+        "inter_token_latency_seconds", "Between two deltas of tokens of one choice.", ITL_BUCKETS
+    ),
     _timing(
         "e2e_request_latency_seconds",
         "From the arrival of a request to the end of its answer.",
@@ -183,10 +185,9 @@ class Metrics:
     Used from the event loop's thread. Observing costs about half a microsecond a value.
     """
 
-    def __init__(self, settings: ObservabilitySettings) -> None:
+    def __init__(self, settings: ObservabilitySettings, model_name: str = NO_MODEL) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.model_name = NO_MODEL
         self.source: StatsSource | None = None
         own = [spec for spec in METRICS if spec.source == "api"]
         self._counters = {s.name: _counter(s, self.registry) for s in own if s.kind == "counter"}
@@ -200,7 +201,7 @@ class Metrics:
             own_too = (*self._counters.values(), *self._gauges.values(), *self._histograms.values())
             self.registry.register(_VllmNames((stats, *own_too)))
         self._gauges["build_info"].labels(__version__, platform.python_version()).set(1)
-        self.set_model(NO_MODEL)
+        self.set_model(model_name)
 
     # -- wiring -------------------------------------------------------------------------------
 
@@ -237,30 +238,23 @@ class Metrics:
         """A request has arrived at a generation route."""
         self._arrived.inc()
 
-    def count_aborted_request(self) -> None:
-        """A client went away before its answer was complete."""
-        self._aborted.inc()
-
-    def observe_first_token(self, seconds: float) -> None:
-        """Time from the arrival of a request to its first token."""
-        self._first_token.observe(seconds)
-
-    def observe_inter_token(self, seconds: float, num_tokens: int = 1) -> None:
-        """A chunk of `num_tokens` came `seconds` after the one before it."""
-        for _ in range(num_tokens):
-            self._inter_token.observe(seconds / num_tokens)
-
     def observe_request(self, record: RequestRecord) -> None:
         """A generation has ended, however it ended."""
         self._end_to_end.observe(record.e2e_seconds)
-        if record.queue_seconds is not None:
-            self._queue_time.observe(record.queue_seconds)
-        if record.prefill_seconds is not None:
-            self._prefill_time.observe(record.prefill_seconds)
-        if record.decode_seconds is not None:
-            self._decode_time.observe(record.decode_seconds)
+        for series, seconds in (
+            (self._first_token, record.ttft_seconds),
+            (self._queue_time, record.queue_seconds),
+            (self._prefill_time, record.prefill_seconds),
+            (self._decode_time, record.decode_seconds),
+        ):
+            if seconds is not None:
+                series.observe(seconds)
+        for seconds in record.inter_token_seconds:
+            self._inter_token.observe(seconds)
         for reason in record.finish_reasons:
             self._finished[reason].inc()
+        if record.is_aborted:
+            self._aborted.inc()
 
     def observe_model_load(self, seconds: float, num_bytes: int) -> None:
         """A model has been loaded."""

@@ -1,0 +1,195 @@
+"""Who may call what: API keys, admin keys, and the routes that need none.
+
+| configured | API routes                | admin routes (load and unload a model)       |
+|------------|---------------------------|----------------------------------------------|
+| nothing    | open                      | 403: an open server must not be emptied by   |
+|            |                           | whoever can reach it                         |
+| API key    | API key                   | 403                                          |
+| admin key  | open                      | admin key                                    |
+| both       | API key or admin key      | admin key                                    |
+
+Every route is protected unless it is listed here, so that a new one cannot be open by mistake.
+Keys are kept as digests and compared in constant time with all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tgwui_k8s.config import ServerSettings
+from tgwui_k8s.errors import AuthenticationError, PermissionDeniedError, UsageError
+
+OPEN_PATHS = frozenset(
+    {
+        "/docs",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/health/startup",
+        "/metrics",
+        "/openapi.json",
+        "/ping",
+        "/v1/internal/health",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+)
+"""Probes, metrics and the documentation: no key, whatever is configured."""
+
+ADMIN_PATHS = frozenset({"/v1/internal/model/load", "/v1/internal/model/unload"})
+
+RECHECK_SECONDS = 1.0
+MAX_FILE_BYTES = 1 << 20
+
+FileVersion = tuple[int, int, int]
+"""Modification time, inode, size: a Kubernetes Secret changes by a swap of symbolic links."""
+
+logger = logging.getLogger(__name__)
+
+
+class KeySet:
+    """Some keys from the settings and some from a file that may change at any time."""
+
+    def __init__(
+        self,
+        keys: Iterable[str],
+        file: str | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises `UsageError` where the file cannot be read or holds no key."""
+        self._fixed = tuple(_digest(key.encode()) for key in keys)
+        self._file = Path(file) if file is not None else None
+        self._clock = clock
+        self._from_file: tuple[bytes, ...] = ()
+        self._version: FileVersion | None = None
+        self._next_check = clock() + RECHECK_SECONDS
+        if self._file is not None:
+            self._version = _version(self._file)
+            self._from_file = _read_keys(self._file)
+
+    @property
+    def is_configured(self) -> bool:
+        """True where a key is needed at all; never changes while the server runs."""
+        return bool(self._fixed) or self._file is not None
+
+    def accepts(self, candidate: bytes) -> bool:
+        """Whether the candidate is one of the keys; takes as long whichever it is."""
+        self._refresh()
+        digest = _digest(candidate)
+        matches = [hmac.compare_digest(digest, key) for key in (*self._fixed, *self._from_file)]
+        return any(matches)
+
+    def _refresh(self) -> None:
+        """Read the file again where it has changed; the last good keys outlive a bad file."""
+        now = self._clock()
+        if self._file is None or now < self._next_check:
+            return
+        self._next_check = now + RECHECK_SECONDS
+        version = _version(self._file)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._from_file = _read_keys(self._file)
+        except UsageError as error:
+            logger.error("%s The keys read before stay valid.", error)
+        else:
+            logger.info("read %d keys from the changed key file", len(self._from_file))
+
+
+class Authentication:
+    """ASGI middleware: lets a request through or raises the 401 or 403 it deserves."""
+
+    def __init__(self, app: ASGIApp, api_keys: KeySet, admin_keys: KeySet) -> None:
+        self._app = app
+        self._api_keys = api_keys
+        self._admin_keys = admin_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises `AuthenticationError` or `PermissionDeniedError`."""
+        if scope["type"] == "http" and not is_open(scope["path"]):
+            self._check(scope["path"], offered_keys(scope))
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, offered: list[bytes]) -> None:
+        if any(self._admin_keys.accepts(key) for key in offered):
+            return
+        has_api_key = any(self._api_keys.accepts(key) for key in offered)
+        if path in ADMIN_PATHS:
+            if not self._admin_keys.is_configured:
+                raise PermissionDeniedError(
+                    "This route needs an admin key, and the server has none. Start it with "
+                    "--admin-key-file, TGWUI_ADMIN_KEY_FILE or TGWUI_ADMIN_KEY."
+                )
+            if has_api_key:
+                raise PermissionDeniedError("This route needs an admin key.")
+            raise _wrong_key(offered)
+        if self._api_keys.is_configured and not has_api_key:
+            raise _wrong_key(offered)
+
+
+def load_keys(settings: ServerSettings) -> tuple[KeySet, KeySet]:
+    """The API keys and the admin keys. Raises `UsageError` for a file without a key."""
+    return (
+        KeySet(settings.api_key, settings.api_key_file),
+        KeySet(settings.admin_key, settings.admin_key_file),
+    )
+
+
+def is_open(path: str) -> bool:
+    """Whether a route needs no key."""
+    return path in OPEN_PATHS or (path.startswith("/v2/models/") and path.endswith("/ready"))
+
+
+def offered_keys(scope: Scope) -> list[bytes]:
+    """The keys a request carries, as `Authorization: Bearer` or `X-Api-Key`."""
+    offered = []
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            offered.append(value[7:].strip())
+        elif name == b"x-api-key":
+            offered.append(value.strip())
+    return offered[:2]
+
+
+def _wrong_key(offered: list[bytes]) -> AuthenticationError:
+    if offered:
+        return AuthenticationError("Incorrect API key provided.")
+    return AuthenticationError(
+        "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+    )
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _version(file: Path) -> FileVersion | None:
+    """What changes when the file does; None where it cannot be reached."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _read_keys(file: Path) -> tuple[bytes, ...]:
+    """Digests of the keys in a file, one key a line. Raises `UsageError`."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise UsageError(f"The key file {file} cannot be read: {error.strerror}.") from error
+    keys = [line.strip() for line in content.splitlines() if line.strip()]
+    if not keys:
+        raise UsageError(f"The key file {file} holds no key; it needs one a line.")
+    return tuple(_digest(key) for key in keys)
