@@ -1,0 +1,65 @@
+"""From settings to what the engine needs: which model, which loader, how large.
+
+Used by whoever starts an engine: the server and `LLM`. Runs before any heavy library is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgwui_k8s.config import EngineSection, ModelSettings, Settings
+from tgwui_k8s.contract import LoadRequest
+from tgwui_k8s.engine.messages import EngineSettings
+from tgwui_k8s.settings import loader_options
+from tgwui_k8s.storage.infer import infer_loader
+from tgwui_k8s.storage.loader_names import canonical_loader_name
+from tgwui_k8s.storage.model_dir import DEMO, resolve_model
+
+AUTO = "auto"
+
+
+def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
+    """Find the model, infer its loader, and put everything a loader needs in one message.
+
+    `over_http`: the model's name came from a client (see `resolve_model`). Raises a
+    `StartupError` where the model or its loader cannot be.
+    """
+    model, engine = settings.model, settings.engine
+    path = resolve_model(model.model, model.model_dir, over_http=over_http)
+    return LoadRequest(
+        model_path=str(path),
+        loader=_choose_loader(model, path),
+        dtype=model.dtype,
+        device=model.device,
+        max_model_len=model.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        kv_cache_bytes=engine.kv_cache_memory,
+        memory_limit_bytes=engine.memory_limit,
+        num_threads=engine.num_threads,
+        trust_remote_code=model.trust_remote_code,
+        prefetch=model.prefetch,
+        options=loader_options(model.loader_option),
+    )
+
+
+def engine_settings(engine: EngineSection) -> EngineSettings:
+    """The engine's own settings; a token budget of None is decided when the device is known."""
+    return EngineSettings(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_waiting_requests=engine.max_waiting_requests,
+    )
+
+
+def served_names(model: ModelSettings, path: Path) -> tuple[str, ...]:
+    """The names clients use; the first is the one reported. `path` is where the model lies."""
+    if model.served_model_name:
+        return model.served_model_name
+    return (DEMO if model.model == DEMO else path.name,)
+
+
+def _choose_loader(model: ModelSettings, path: Path) -> str:
+    if model.loader.lower() == AUTO:
+        return infer_loader(path).loader
+    return canonical_loader_name(model.loader)
