@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from tgwui_k8s.demo import model_path as demo_model_path
+from tgwui_k8s import demo
 from tgwui_k8s.errors import BrokenModelError, ModelNotFoundError, StartupError
 from tgwui_k8s.storage.gguf_files import first_parts
 from tgwui_k8s.storage.infer import GGUF_PATTERN, WEIGHTS_PATTERN
@@ -33,7 +33,7 @@ def resolve_model(name: str, model_dir: str | Path, *, over_http: bool = False) 
     Raises `ModelNotFoundError`, which lists names that resemble it.
     """
     if name == DEMO:
-        return demo_model_path()
+        return demo.model_path()
     root = Path(model_dir)
     if over_http:
         _refuse_outside(name, root)
