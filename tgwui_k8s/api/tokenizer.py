@@ -1,56 +1,161 @@
-"""The model's tokenizer for the API process: the `tokenizers` library, no torch, no transformers.
-
-(Interface first; the implementation follows in the next commit.)
-"""
+"""The model's tokenizer for the API process: on the `tokenizers` library, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import tokenizers
+
+from tgwui_k8s.api.detokenizer import Detokenizer, PieceDetokenizer, WindowDetokenizer
+from tgwui_k8s.api.special_tokens import SpecialTokens, read_special_tokens
+from tgwui_k8s.api.token_pieces import TokenPieces, decoder_steps, is_byte_level, is_concatenative
+from tgwui_k8s.errors import BrokenModelError, InvalidRequestError
+
+TOKENIZER_FILE = "tokenizer.json"
+
 
 class Tokenizer:
-    """Text to token ids and back. Safe to use from several threads; `encode` releases the GIL."""
+    """Text to token ids and back.
+
+    Safe to use from several threads. Encoding long text is CPU work that releases the GIL: call
+    it in a thread. What belongs to a text of its own, such as a `Detokenizer`, is made per text.
+    """
 
     vocab_size: int
+    """Number of tokens, added ones included; the model's logits may be wider."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     """Of the tokenizer's files; the model's own list is `ModelInfo.eos_token_ids`."""
     special_token_ids: frozenset[int]
+    """Ids that `skip_special_tokens` leaves out."""
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... for the chat template."""
 
+    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
+        """Takes over `backend`."""
+        # A tokenizer.json may carry the settings of its training: they would cut or pad prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._add_bos = special.add_bos or None
+        self.special_tokens = dict(special.names)
+        self.special_token_ids = _declare_special_tokens(backend, special)
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = self._named_id("bos_token")
+        eos_token_id = self._named_id("eos_token")
+        self.eos_token_ids = () if eos_token_id is None else (eos_token_id,)
+        steps = decoder_steps(backend)
+        self._uses_pieces = is_byte_level(steps) or is_concatenative(steps)
+        self._pieces = TokenPieces(backend)
+        self._plain_pieces = TokenPieces(backend, skipped=self.special_token_ids)
+
     @classmethod
     def load(cls, folder: Path, *, tokenizer_json: bytes | None = None) -> Tokenizer:
-        """Read tokenizer.json (or take `tokenizer_json`) and the files beside it.
+        """Read tokenizer.json, or take `tokenizer_json` in its place, and the files beside it.
 
-        Raises `BrokenModelError`.
+        Raises `BrokenModelError` where one is missing or broken.
         """
-        raise NotImplementedError
+        path = folder / TOKENIZER_FILE
+        try:
+            if tokenizer_json is None:
+                tokenizer_json = path.read_bytes()
+            backend = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+        except OSError as error:
+            raise BrokenModelError(f"{path}: {error.strerror}.") from error
+        except Exception as error:  # the library knows no narrower one
+            raise BrokenModelError(f"{path} is not a tokenizer: {error}") from error
+        return cls(backend, read_special_tokens(folder))
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, add_bos: bool | None = None
     ) -> list[int]:
         """Token ids of `text`. `add_bos`: None as the tokenizer does, True exactly one, False none.
 
-        A rendered chat: `encode(prompt, add_special_tokens=False, add_bos=request.add_bos_token)`,
-        as Transformers does: the template writes its own BOS. Raises `InvalidRequestError` for
-        text that is no valid Unicode (lone surrogates).
+        A rendered chat is encoded with `add_special_tokens=False`: the template writes its own.
+        Raises `InvalidRequestError` for text that UTF-8 cannot express (lone surrogates).
         """
-        raise NotImplementedError
+        try:
+            # Unlike `encode`, this releases the GIL and leaves out the offsets nobody asks for.
+            encodings = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except TypeError as error:
+            raise InvalidRequestError(
+                "The text is not valid Unicode: it has a surrogate without its other half.",
+                code="invalid_unicode",
+            ) from error
+        token_ids: list[int] = encodings[0].ids
+        if add_bos is None and add_special_tokens:
+            add_bos = self._add_bos
+        return token_ids if add_bos is None else self._with_bos(token_ids, num_bos=int(add_bos))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of the ids, the same as `TextStream` gives; unknown ids have no text."""
-        raise NotImplementedError
+        """Text of the ids, the same as a `TextStream` gives; unknown ids have none."""
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        return "".join(map(detokenizer.step, token_ids)) + detokenizer.flush()
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A fresh one, for one sequence of tokens."""
+        if self._uses_pieces:
+            return PieceDetokenizer(self._plain_pieces if skip_special_tokens else self._pieces)
+        skipped = self.special_token_ids if skip_special_tokens else frozenset()
+        return WindowDetokenizer(self._backend, skipped)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes the token stands for (logprobs' `bytes`); may be part of a character."""
-        raise NotImplementedError
+        """The bytes a token stands for (logprobs' `bytes`), be they part of a character."""
+        piece = self._pieces[token_id]
+        return piece.encode() if isinstance(piece, str) else piece or b""
 
     def token_text(self, token_id: int) -> str:
-        """Printable form (logprobs' `token`): its text, or `bytes:\\xe2\\x80` for partial characters."""
-        raise NotImplementedError
+        r"""Printable form (logprobs' `token`): its text, or `bytes:\xe2` if in mid character."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + ascii(data)[2:-1]
 
     def sequence_breaker_ids(self, breakers: Sequence[str]) -> tuple[int, ...]:
-        """For DRY: of each breaker the last token of "a" + breaker, without repeats."""
-        raise NotImplementedError
+        """For DRY: of each breaker the last token of "a" + breaker; empty ones count for nothing.
+
+        With a letter in front, as text-generation-webui does it: a breaker usually follows one.
+        """
+        last = (
+            self.encode("a" + breaker, add_special_tokens=False)[-1]
+            for breaker in breakers
+            if breaker
+        )
+        return tuple(dict.fromkeys(last))
+
+    def _named_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        token_id: int | None = None if token is None else self._backend.token_to_id(token)
+        return token_id
+
+    def _with_bos(self, token_ids: list[int], *, num_bos: int) -> list[int]:
+        if self.bos_token_id is None:
+            return token_ids
+        start = 0
+        while start < len(token_ids) and token_ids[start] == self.bos_token_id:
+            start += 1
+        return [self.bos_token_id] * num_bos + token_ids[start:]
+
+
+def _declare_special_tokens(
+    backend: tokenizers.Tokenizer, special: SpecialTokens
+) -> frozenset[int]:
+    """Make the folder's special tokens special in `backend` too; give the ids of all of them.
+
+    A token without an id is left out: a new id would lie outside the model's vocabulary.
+    """
+    added = backend.get_added_tokens_decoder()
+    special_ids = {token_id for token_id, token in added.items() if token.special}
+    for content in (*special.names.values(), *special.others):
+        token_id = backend.token_to_id(content)
+        if token_id is None:
+            continue
+        special_ids.add(token_id)
+        if token_id not in added:
+            token = tokenizers.AddedToken(content, special=True, normalized=False)
+            backend.add_special_tokens([token])
+    return frozenset(special_ids)
