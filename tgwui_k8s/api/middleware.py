@@ -1,7 +1,7 @@
 """What happens to every request before and after its route, as plain ASGI.
 
-    RequestMiddleware     path prefix, request id, trace, errors, access log, counters
-    └── CORS              where an origin is configured (Starlette's)
+    CORS                      where an origin is configured (Starlette's)
+    └── RequestMiddleware     path prefix, request id, trace, errors, access log, counters
         └── Authentication
             └── BodyLimit
                 └── routes
@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import time
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import Backend, EngineHealth, LoadProgress, ModelInfo
@@ -47,11 +48,12 @@ class ModelControl(Protocol):
     Both methods set `ServerState.model`: to None first, to the new model at the end of `load`.
     """
 
-    async def load(self, name: str, options: dict[str, str]) -> None:
-        """Replace the loaded model. `options` are settings of the `model` and `engine` sections.
+    async def load(self, name: str, path: Path, options: dict[str, Any]) -> None:
+        """Replace the loaded model by the one at `path`, served as `name`.
 
-        Requests still running get an error. Raises `StartupError` (bad model: nothing is loaded
-        afterwards) or `UsageError` (bad option: nothing has changed).
+        `options` are settings of the `model` and `engine` sections, by field name, over those of
+        the start. Requests still running get an error. Raises `UsageError` for a bad option
+        (nothing has changed) and `StartupError` for a bad model (nothing is loaded afterwards).
         """
         ...
 

@@ -1,0 +1,127 @@
+"""`/openapi.json`, and `/docs`: a page that renders it without asking any other server.
+
+FastAPI's own page loads Swagger from a CDN, which a pod without internet cannot reach. Both
+documents are made once, in a thread, when somebody first asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from tgwui_k8s import __version__
+from tgwui_k8s.api.body import DEFINITIONS
+
+PAGE = Path(__file__).with_name("docs.html")
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+)
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": DEFINITIONS + "Error"}}}
+ERROR_RESPONSES: dict[str, Any] = {
+    "4XX": {"description": "The request must change first.", "content": _ERROR_CONTENT},
+    "503": {"description": "Come back after `Retry-After`.", "content": _ERROR_CONTENT},
+    "504": {"description": "The deadline has passed.", "content": _ERROR_CONTENT},
+}
+
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+
+
+def create_routes(app: FastAPI) -> list[BaseRoute]:
+    """Routes for the documents about `app`."""
+    documents: dict[str, bytes] = {}
+
+    async def openapi_json(request: Request) -> Response:
+        """This interface as an OpenAPI document."""
+        if "openapi" not in documents:
+            documents["openapi"] = await run_sync(_encoded_openapi, app)
+        return Response(documents["openapi"], media_type="application/json")
+
+    async def docs(request: Request) -> Response:
+        """This interface as a page to read."""
+        if "page" not in documents:
+            documents["page"] = await run_sync(PAGE.read_bytes)
+        policy = {"content-security-policy": CONTENT_SECURITY_POLICY}
+        return HTMLResponse(documents["page"], headers=policy)
+
+    return [Route("/openapi.json", openapi_json), Route("/docs", docs)]
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's, completed with bodies, errors, keys and plain routes."""
+    document = get_openapi(
+        title="tgwui-k8s",
+        version=__version__,
+        description="OpenAI's API with text-generation-webui's samplers. A field is honoured or "
+        "refused with a 400 that names it, never ignored.",
+        routes=app.routes,
+    )
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas["Error"] = ERROR_SCHEMA
+    components["securitySchemes"] = SECURITY_SCHEMES
+    document["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            schemas.update(operation.pop("$defs", {}))
+            operation["responses"].pop("422", None)
+            operation["responses"].update(ERROR_RESPONSES)
+    # FastAPI describes its own answer to invalid requests, which is not ours.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    document["paths"].update(_plain_paths(app))
+    return document
+
+
+def _plain_paths(app: FastAPI) -> dict[str, Any]:
+    """Probes and documents: routes that FastAPI knows nothing about."""
+    responses = {"200": {"description": "Yes."}, "503": ERROR_RESPONSES["503"]}
+    paths = {}
+    for route in app.routes:
+        if type(route) is Route:
+            parameters = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in route.param_convertors
+            ]
+            operation = {
+                "tags": ["operations"],
+                "summary": route.endpoint.__doc__,
+                "parameters": parameters,
+                "responses": responses,
+                "security": [],
+            }
+            paths[route.path_format] = {"get": operation}
+    return paths
+
+
+def _encoded_openapi(app: FastAPI) -> bytes:
+    return msgspec.json.encode(openapi_document(app))

@@ -1,0 +1,54 @@
+"""`GET /v1/models`: which models are served, under which names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from tgwui_k8s.api.state import ServedModel, ServerState
+from tgwui_k8s.errors import ModelNotReadyError, NotFoundError
+
+
+def create_router(state: ServerState) -> APIRouter:
+    """Routes for the models that requests may name."""
+    router = APIRouter(tags=["models"])
+
+    @router.get("/v1/models", summary="List the served models")
+    async def list_models() -> dict[str, Any]:
+        """Every name the loaded model is served under; 503 while none is loaded."""
+        model = _loaded(state)
+        return {"object": "list", "data": [_card(model, name) for name in model.names]}
+
+    @router.get("/v1/models/{model_id:path}", summary="Look up one served model")
+    async def get_model(model_id: str) -> dict[str, Any]:
+        """One served model; ids may hold slashes. 404 for a name that is not served."""
+        model = _loaded(state)
+        if model_id not in model.names:
+            raise NotFoundError(
+                f"The model '{model_id[:200]}' does not exist.",
+                param="model",
+                code="model_not_found",
+            )
+        return _card(model, model_id)
+
+    return router
+
+
+def _loaded(state: ServerState) -> ServedModel:
+    """The loaded model, on a draining server too: looking costs nothing."""
+    if state.model is None:
+        raise ModelNotReadyError("The model is still loading.", retry_after_seconds=2)
+    return state.model
+
+
+def _card(model: ServedModel, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "tgwui-k8s",
+        "root": model.names[0],
+        "parent": None,
+        "max_model_len": model.info.max_model_len,
+    }
