@@ -62,6 +62,17 @@ def list_models(model_dir: str | Path) -> list[str]:
     return sorted(names[:_MOST_MODELS], key=str.lower)
 
 
+def tokenizer_folder(model: Path) -> Path:
+    """Where the tokenizer and chat template of a model lie.
+
+    The model's own folder; `tokenizer/` in a Neuron folder; beside a single file.
+    """
+    if model.is_file():
+        return model.parent
+    apart = model / "tokenizer"
+    return apart if apart.is_dir() and (model / "model").is_dir() else model
+
+
 def _models_below(root: Path, name: PurePosixPath) -> Iterator[str]:
     """`name` if it is a model, else the models in its folders; several GGUFs are several models."""
     try:
