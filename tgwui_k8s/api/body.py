@@ -6,9 +6,9 @@ answers the probes, and pydantic's strict mode needs to know that the data is JS
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
-import msgspec
 from anyio.to_thread import run_sync
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -43,8 +43,8 @@ def parse_body(raw: bytes, schema: type[Schema]) -> Schema:
     except ValidationError as error:
         complaints = error.errors(include_url=False)
     try:
-        body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
         raise InvalidRequestError(MALFORMED_JSON) from None
     raise first_complaint(complaints, body)
 

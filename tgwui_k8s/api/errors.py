@@ -70,7 +70,9 @@ def as_request_error(error: BaseException) -> RequestError:
 
 
 def http_error(error: HTTPException, request: Request) -> RequestError:
-    """Starlette's own errors: no such route, wrong method."""
+    """The framework's own errors: no such route, wrong method; or what it has wrapped of ours."""
+    if isinstance(error.__cause__, RequestError):
+        return error.__cause__
     if error.status_code == 404:
         return NotFoundError(f"Invalid URL ({request.method} {request.url.path[:200]})")
     if error.status_code == 405:

@@ -23,6 +23,8 @@ MALFORMED_JSON = (
 
 MAX_INPUT_CHARS = 100
 MAX_PARAM_CHARS = 200
+MAX_COMPLAINTS = 100
+"""Complaints that are looked at; the first one decides what the answer is about."""
 
 Complaint = Mapping[str, Any]
 """One entry of `ValidationError.errors()`: type, loc, msg, input, ctx."""
@@ -73,12 +75,16 @@ def first_complaint(complaints: Sequence[Complaint], body: Any = None) -> Invali
     path = _field_path(first, body)
     if not path:
         return _about_the_body(first)
-    siblings = [other for other in complaints if _field_path(other, body) == path]
-    wrong_types = [other for other in siblings if other["type"] in _TYPE_NAMES]
-    if len(wrong_types) == len(siblings):
+    # A union complains once per branch: the branch that got furthest knows best what is wrong.
+    by_path: dict[str, list[Complaint]] = {}
+    for complaint in complaints[:MAX_COMPLAINTS]:
+        by_path.setdefault(_field_path(complaint, body), []).append(complaint)
+    inside = [other for other in by_path if other == path or other.startswith(path + ".")]
+    path = max(inside, key=lambda other: other.count("."))
+    wrong_types = [one for one in by_path[path] if one["type"] in _TYPE_NAMES]
+    if len(wrong_types) == len(by_path[path]):
         return _wrong_type(wrong_types, path)
-    # A union's branch that got past the type knows best what is wrong.
-    telling = next(other for other in siblings if other["type"] not in _TYPE_NAMES)
+    telling = next(one for one in by_path[path] if one["type"] not in _TYPE_NAMES)
     return _SENTENCES.get(telling["type"], _invalid_value)(telling, path)
 
 
