@@ -1,0 +1,59 @@
+"""`tgwui-k8s models`: what lies in the model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import rich_click as click
+
+from tgwui_k8s.byte_size import format_byte_size
+from tgwui_k8s.cli.options import with_settings
+from tgwui_k8s.cli.tables import print_table
+from tgwui_k8s.config import Settings
+from tgwui_k8s.errors import ModelNotFoundError
+from tgwui_k8s.settings import Provenance
+from tgwui_k8s.storage.describe import ModelDescription, describe_model, describe_models
+from tgwui_k8s.storage.model_dir import DEMO, resolve_model
+
+_COLUMNS = ("name", "loader", "size", "quantization", "context", "architecture", "why")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+@with_settings("model_dir")
+def models(settings: Settings, provenance: Provenance, as_json: bool) -> None:
+    """List the models in the model directory, and the loader that each would get.
+
+    Names, sizes, config.json and GGUF headers are read; weights are not. A folder that holds no
+    usable model is listed with the reason.
+
+    \b
+    Examples:
+      tgwui-k8s models --model-dir /models
+      tgwui-k8s models --json | jq '.[] | select(.loader == "llama.cpp") | .name'
+    """
+    model_dir = settings.model.model_dir
+    try:
+        found = describe_models(model_dir)
+    except ModelNotFoundError:
+        if provenance.sources["model_dir"] != "default":
+            raise
+        click.secho(f"There is no directory {model_dir}/ here.", fg="yellow", err=True)
+        found = [describe_model(resolve_model(DEMO, model_dir), DEMO)]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
+    else:
+        print_table(_COLUMNS, map(_row, found))
+
+
+def _row(model: ModelDescription) -> tuple[str, ...]:
+    return (
+        model.name,
+        model.loader or "-",
+        format_byte_size(model.size_bytes),
+        model.quantization or model.dtype or "-",
+        str(model.context_length or "-"),
+        model.architecture or "-",
+        model.error or model.reason,
+    )
