@@ -22,6 +22,7 @@ from tgwui_k8s.api.errors import error_response
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import PayloadTooLargeError, TgwuiError
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
+from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
 
 GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/generate"})
 """Routes that generate: what autoscalers count and what a drain waits for."""
@@ -31,9 +32,6 @@ QUIET_ROUTES = ("/health", "/metrics", "/ping", "/v2/health/", "/v2/models/")
 
 UNKNOWN_ROUTE = "other"
 """The label of every path that is not ours: clients must not be able to invent labels."""
-
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that went away before the answer began."""
 
 _KSERVE_PREFIX = "/openai"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

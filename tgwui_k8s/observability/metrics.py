@@ -126,9 +126,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "From the arrival of a request to its first token.",
         TTFT_BUCKETS,
     ),
-    _timing(
-        "inter_token_latency_seconds", "Between two deltas of tokens of one choice.", ITL_BUCKETS
-    ),
+    _timing("inter_token_latency_seconds", "Between two tokens of one choice.", ITL_BUCKETS),
     _timing(
         "e2e_request_latency_seconds",
         "From the arrival of a request to the end of its answer.",
@@ -238,23 +236,31 @@ class Metrics:
         """A request has arrived at a generation route."""
         self._arrived.inc()
 
+    def count_aborted_request(self) -> None:
+        """A client went away before its answer was complete."""
+        self._aborted.inc()
+
+    def observe_first_token(self, seconds: float) -> None:
+        """Time from the arrival of a request to its first token."""
+        self._first_token.observe(seconds)
+
+    def observe_inter_token(self, seconds: float, num_tokens: int = 1) -> None:
+        """`num_tokens` tokens of a choice came together, `seconds` after the ones before."""
+        for _ in range(num_tokens):
+            self._inter_token.observe(seconds / num_tokens)
+
     def observe_request(self, record: RequestRecord) -> None:
         """A generation has ended, however it ended."""
         self._end_to_end.observe(record.e2e_seconds)
         for series, seconds in (
-            (self._first_token, record.ttft_seconds),
             (self._queue_time, record.queue_seconds),
             (self._prefill_time, record.prefill_seconds),
             (self._decode_time, record.decode_seconds),
         ):
             if seconds is not None:
                 series.observe(seconds)
-        for seconds in record.inter_token_seconds:
-            self._inter_token.observe(seconds)
         for reason in record.finish_reasons:
             self._finished[reason].inc()
-        if record.is_aborted:
-            self._aborted.inc()
 
     def observe_model_load(self, seconds: float, num_bytes: int) -> None:
         """A model has been loaded."""
