@@ -1,0 +1,118 @@
+"""Hosts a loader's own `Backend` (vLLM) in the engine process, behind the same messages.
+
+A backend batches by itself and is asynchronous, so an event loop takes the place of the step
+loop: one task per request, and what it yields goes out as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from functools import partial
+
+from tgwui_k8s.contract import Backend, EngineStats, GenerationRequest
+from tgwui_k8s.engine.channel import EngineChannel
+from tgwui_k8s.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    Heartbeat,
+    Rejected,
+    RequestDeltas,
+    Shutdown,
+    StepOutput,
+    ToEngine,
+)
+from tgwui_k8s.errors import UnavailableError
+
+
+class BackendHost:
+    """Answers the API process's messages with what a backend generates."""
+
+    def __init__(self, backend: Backend, max_waiting_requests: int) -> None:
+        """At most `max_waiting_requests` more than the backend is running are taken."""
+        self._backend = backend
+        self._max_waiting_requests = max_waiting_requests
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._inbox: asyncio.Queue[ToEngine] = asyncio.Queue()
+        self._failure: BaseException | None = None
+
+    @property
+    def stats(self) -> EngineStats:
+        """The backend's own figures."""
+        return self._backend.stats
+
+    def heartbeat(self) -> Heartbeat:
+        """A sign of life; progress is what the backend counts as steps."""
+        return Heartbeat(
+            num_steps=self._backend.stats.num_steps,
+            has_work=bool(self._tasks),
+            step_seconds=0.0,
+            step_tokens=0,
+        )
+
+    def run(self, channel: EngineChannel) -> None:
+        """Serve until `Shutdown`; then close the backend.
+
+        Raises what the backend raises beside `UnavailableError`: such a fault ends the engine.
+        """
+        asyncio.run(self._serve(channel))
+
+    async def _serve(self, channel: EngineChannel) -> None:
+        forward = partial(_forward, channel, asyncio.get_running_loop(), self._inbox)
+        threading.Thread(target=forward, name="messages", daemon=True).start()
+        try:
+            while not isinstance(message := await self._inbox.get(), Shutdown):
+                self._handle(message, channel)
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await self._backend.close()
+
+    def _handle(self, message: ToEngine, channel: EngineChannel) -> None:
+        if isinstance(message, AddRequest):
+            self._add(message.request, channel)
+        elif isinstance(message, AbortRequest) and message.index is not None:
+            self._backend.abort_choice(message.request_id, message.index)
+        elif isinstance(message, AbortRequest):
+            task = self._tasks.get(message.request_id)
+            if task is not None:
+                task.cancel()
+
+    def _add(self, request: GenerationRequest, channel: EngineChannel) -> None:
+        num_waiting = len(self._tasks) - self._backend.stats.num_requests_running
+        if num_waiting >= self._max_waiting_requests:
+            message = "The waiting queue is full. Please try again later."
+            channel.send(Rejected(request.request_id, message))
+            return
+        task = asyncio.create_task(self._generate(request, channel))
+        self._tasks[request.request_id] = task
+        task.add_done_callback(lambda done: self._forget(request.request_id, done))
+
+    async def _generate(self, request: GenerationRequest, channel: EngineChannel) -> None:
+        try:
+            async for deltas in self._backend.generate(request):
+                output = [RequestDeltas(request.request_id, deltas)]
+                channel.send(StepOutput(output, self._backend.stats))
+        except UnavailableError as error:
+            channel.send(Rejected(request.request_id, error.message))
+
+    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(request_id, None)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+            self._inbox.put_nowait(Shutdown())
+
+
+def _forward(
+    channel: EngineChannel, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[ToEngine]
+) -> None:
+    """Bring messages from the channel to the event loop until the last one."""
+    message: ToEngine | None = None
+    with suppress(RuntimeError):  # the loop has ended before the channel did
+        while not isinstance(message, Shutdown):
+            message = channel.receive()
+            loop.call_soon_threadsafe(inbox.put_nowait, message)
