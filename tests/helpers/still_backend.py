@@ -1,4 +1,4 @@
-"""A backend that generates nothing by itself, and a state around it: for routes beside generation."""
+"""A backend that generates nothing by itself, and a server's state around it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ class LetterTokenizer:
     bos_token_id = 1
     eos_token_ids = (2,)
     special_token_ids = frozenset({1, 2})
-    special_tokens: dict[str, str] = {}
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, add_bos: bool | None = None

@@ -188,7 +188,7 @@ def test_a_changed_file_counts_from_the_next_second_on(tmp_path: Path) -> None:
 
 
 def test_a_swapped_symlink_is_a_change(tmp_path: Path) -> None:
-    """Kubernetes updates a mounted Secret by swapping the link `..data`; the file's own link stays."""
+    """Kubernetes updates a mounted Secret by swapping the link `..data`."""
     clock = Clock()
     for version in ("1", "2"):
         (tmp_path / version).mkdir()
