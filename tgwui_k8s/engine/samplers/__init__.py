@@ -1,0 +1,1 @@
+"""The samplers in NumPy: the readable reference, one module per family."""
