@@ -1,0 +1,96 @@
+"""What the answers of both generation endpoints have in common, and how OpenAPI describes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+from anyio.to_thread import run_sync
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from tgwui_k8s.api.body import DEFINITIONS, LARGE_BODY_BYTES, describe_body
+from tgwui_k8s.api.choice import ChoiceChunk
+from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.schemas.generation import GenerationFields
+from tgwui_k8s.api.state import ServedModel
+from tgwui_k8s.errors import InvalidRequestError
+
+Result = TypeVar("Result")
+
+
+def new_response_id(prefix: str) -> str:
+    """An id no other response has."""
+    return f"{prefix}-{uuid4().hex}"
+
+
+def answer_head(response_id: str, model: ServedModel) -> dict[str, Any]:
+    """The members that are the same in an answer and in every chunk of it."""
+    return {
+        "id": response_id,
+        "created": int(time.time()),
+        "model": model.names[0],
+        "system_fingerprint": model.info.fingerprint,
+    }
+
+
+def extensions(plan: Plan, chunk: ChoiceChunk) -> dict[str, Any]:
+    """With `return_token_ids`: the members of a choice that let it be resumed elsewhere."""
+    members: dict[str, Any] = {"token_ids": chunk.token_ids, "text_offset": chunk.text_offset}
+    prompt_index, place = divmod(chunk.index, plan.num_choices)
+    if chunk.is_first and place == 0:
+        members["prompt_token_ids"] = list(plan.requests[prompt_index].prompt_token_ids)
+    return members
+
+
+def check_stream_options(request: GenerationFields) -> None:
+    """Raise `InvalidRequestError` for stream options without a stream."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            param="stream_options",
+            code="invalid_value",
+        )
+
+
+def wants_usage(request: GenerationFields) -> bool:
+    """True when the stream shall end with the usage."""
+    return request.stream_options is not None and request.stream_options.include_usage is True
+
+
+async def off_the_loop_if_large(
+    request: Request, work: Callable[..., Result], *args: Any
+) -> Result:
+    """Do `work` for a request that has been read: in a thread where its body is large."""
+    if len(await request.body()) < LARGE_BODY_BYTES:
+        return work(*args)
+    return await run_sync(work, *args)
+
+
+def describe_generation(
+    schema: type[BaseModel], answer: type[msgspec.Struct], chunk: type[msgspec.Struct]
+) -> dict[str, Any]:
+    """`openapi_extra` of a generation route: its body, its answer, and its stream."""
+    described = describe_body(schema)
+    (answer_schema, chunk_schema), components = msgspec.json.schema_components(
+        (answer, chunk), ref_template=DEFINITIONS + "{name}"
+    )
+    events = {
+        "type": "string",
+        "description": "`data: {chunk}` events, then `data: [DONE]`.",
+        "x-event": chunk_schema,
+    }
+    described["$defs"].update(components)
+    described["responses"] = {
+        "200": {
+            "description": "The answer, or with `stream` its chunks as server-sent events.",
+            "content": {
+                "application/json": {"schema": answer_schema},
+                "text/event-stream": {"schema": events},
+            },
+        }
+    }
+    return described

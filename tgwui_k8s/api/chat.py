@@ -1,0 +1,192 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tgwui_k8s.api.answer import (
+    answer_head,
+    check_stream_options,
+    describe_generation,
+    extensions,
+    new_response_id,
+    off_the_loop_if_large,
+    wants_usage,
+)
+from tgwui_k8s.api.body import read_body
+from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.choice import ChoiceChunk
+from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
+from tgwui_k8s.api.generation import Generation
+from tgwui_k8s.api.logprobs import chat_logprobs
+from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.sampling_fields import Reported
+from tgwui_k8s.api.schemas.chat import ChatRequest
+from tgwui_k8s.api.schemas.fields import refuse_unsupported
+from tgwui_k8s.api.schemas.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+)
+from tgwui_k8s.api.sse import Envelope, GenerationResponse, frame
+from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.errors import InvalidRequestError
+
+ROUTE = "/v1/chat/completions"
+
+
+def create_router(state: ServerState) -> APIRouter:
+    """The route for chat completions."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post(
+        ROUTE,
+        summary="Answer a conversation",
+        openapi_extra=describe_generation(ChatRequest, ChatCompletion, ChatCompletionChunk),
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """OpenAI's chat completions with text-generation-webui's samplers."""
+        arrival = time.monotonic()
+        state.require_model()
+        asked = await read_body(request, ChatRequest)
+        return await off_the_loop_if_large(request, answer_chat, asked, state, arrival)
+
+    return router
+
+
+def answer_chat(request: ChatRequest, state: ServerState, arrival: float) -> GenerationResponse:
+    """The answer, ready to run; CPU work. Raises `RequestError` for what cannot be served."""
+    plan = plan_chat(request, state, arrival)
+    return GenerationResponse(
+        Generation(plan, state),
+        ChatWriter(request, plan),
+        keep_alive_seconds=state.settings.server.sse_keep_alive_seconds if request.stream else None,
+    )
+
+
+def plan_chat(request: ChatRequest, state: ServerState, arrival: float) -> Plan:
+    """What to generate. Raises `RequestError` for what cannot be served."""
+    refuse_unsupported(request)
+    model = state.require_model(request.model)
+    check_stream_options(request)
+    settings = state.settings.server
+    response_id = new_response_id("chatcmpl")
+    # The template has written its own special tokens.
+    prompt = model.tokenizer.encode(
+        chat_prompt(request, model), add_special_tokens=False, add_bos=request.add_bos_token
+    )
+    asked = Asked(
+        response_id=response_id,
+        param="messages",
+        prompts=[prompt],
+        max_tokens=_max_tokens(request),
+        default_max_tokens=None,
+        num_choices=request.n or 1,
+        reported=Reported(logprobs=_num_logprobs(request)),
+    )
+    return Plan(
+        route=ROUTE,
+        response_id=response_id,
+        model=model,
+        requests=engine_requests(request, asked, model, settings),
+        arrival=arrival,
+        timeout_seconds=timeout_of(request, settings),
+        stop=request.stop or (),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        resume_text_lengths=request.resume_text_lengths or (),
+    )
+
+
+def _max_tokens(request: ChatRequest) -> int | None:
+    """The limit, by either of its two names."""
+    new, old = request.max_completion_tokens, request.max_tokens
+    if new is not None and old is not None and new != old:
+        raise InvalidRequestError(
+            "'max_tokens' and 'max_completion_tokens' are the same limit and cannot differ.",
+            param="max_tokens",
+            code="invalid_value",
+        )
+    return new if new is not None else old
+
+
+def _num_logprobs(request: ChatRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs is not None:
+        raise InvalidRequestError(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+            param="top_logprobs",
+            code="invalid_value",
+        )
+    return None
+
+
+class ChatWriter:
+    """Chunks as OpenAI's chat completions."""
+
+    def __init__(self, request: ChatRequest, plan: Plan) -> None:
+        self._plan = plan
+        self._num_logprobs = _num_logprobs(request)
+        self._returns_ids = request.return_token_ids is True
+        self._wants_usage = wants_usage(request)
+        self._head = answer_head(plan.response_id, plan.model)
+        self._envelope = Envelope(
+            ChatCompletionChunk(
+                **self._head, choices=[], usage=None if self._wants_usage else UNSET
+            )
+        )
+
+    def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
+        """One event per chunk; the first of a choice says whose message it is."""
+        return b"".join(
+            [self._envelope.frame(self._chunk_choice(generation, chunk)) for chunk in chunks]
+        )
+
+    def last_events(self, generation: Generation) -> bytes:
+        """The usage, where it was asked for."""
+        if not self._wants_usage:
+            return b""
+        return frame(ChatCompletionChunk(**self._head, choices=[], usage=generation.usage))
+
+    def whole(self, generation: Generation, choices: list[ChoiceChunk]) -> bytes:
+        """The answer."""
+        messages = [
+            ChatChoice(
+                index=chunk.index,
+                message=ChatMessage(chunk.text),
+                logprobs=self._logprobs(chunk),
+                finish_reason=chunk.finish_reason,
+                **(extensions(self._plan, chunk) if self._returns_ids else {}),
+            )
+            for chunk in choices
+        ]
+        return msgspec.json.encode(
+            ChatCompletion(**self._head, choices=messages, usage=generation.usage)
+        )
+
+    def _chunk_choice(self, generation: Generation, chunk: ChoiceChunk) -> ChatChunkChoice:
+        begins = chunk.is_first and not generation.is_resumed(chunk.index)
+        return ChatChunkChoice(
+            index=chunk.index,
+            delta=ChatDelta(
+                chunk.text if chunk.text or begins else UNSET, "assistant" if begins else UNSET
+            ),
+            logprobs=self._logprobs(chunk),
+            finish_reason=chunk.finish_reason,
+            **(extensions(self._plan, chunk) if self._returns_ids else {}),
+        )
+
+    def _logprobs(self, chunk: ChoiceChunk) -> ChatLogprobs | None:
+        if self._num_logprobs is None:
+            return None
+        return chat_logprobs(self._plan.model.tokenizer, chunk.logprobs, self._num_logprobs)

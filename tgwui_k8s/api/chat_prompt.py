@@ -1,0 +1,121 @@
+"""Messages to prompt text: parts, roles and earlier tool calls as chat templates want them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tgwui_k8s.api.chat_template import ChatTemplate
+from tgwui_k8s.api.schemas.chat import ChatRequest, Message, ToolCall
+from tgwui_k8s.api.state import ServedModel
+from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
+
+
+def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
+    """The prompt for the conversation; CPU work.
+
+    Raises `InvalidRequestError` for messages that are incomplete or that the template refuses.
+    """
+    if model.chat_template is None:
+        raise UnsupportedParameterError(
+            "The loaded model has no chat template: use /v1/completions, or start the server with "
+            "--chat-template.",
+            param="messages",
+        )
+    continues = _continues(request)
+    template_kwargs = dict(request.chat_template_kwargs or {})
+    if request.enable_thinking is not None:
+        template_kwargs["enable_thinking"] = request.enable_thinking
+    return model.chat_template.render(
+        template_messages(request.messages, model.chat_template),
+        add_generation_prompt=not continues and request.add_generation_prompt is not False,
+        continue_final_message=continues,
+        template_kwargs=template_kwargs,
+    )
+
+
+def template_messages(messages: list[Message], template: ChatTemplate) -> list[dict[str, Any]]:
+    """The messages as dictionaries of text.
+
+    A `developer` is a `system` to templates that have never heard of one.
+    """
+    knows_developer = "developer" in template.source
+    prepared = []
+    for index, message in enumerate(messages):
+        is_system = message.role == "developer" and not knows_developer
+        prepared.append(
+            {
+                "role": "system" if is_system else message.role,
+                "content": _text(message, index),
+                **_rest(message, index),
+            }
+        )
+    return prepared
+
+
+def _continues(request: ChatRequest) -> bool:
+    """True when the last message is to be continued, by either of its two names."""
+    asked = [
+        name for name in ("continue_final_message", "continue_") if getattr(request, name) is True
+    ]
+    if not asked:
+        return False
+    if request.add_generation_prompt is True:
+        raise InvalidRequestError(
+            f"'{asked[0]}' and 'add_generation_prompt' cannot both be true.", param=asked[0]
+        )
+    if request.messages[-1].role != "assistant":
+        raise InvalidRequestError(
+            f"Invalid '{asked[0]}': the last message must be the assistant's.",
+            param=asked[0],
+            code="invalid_value",
+        )
+    return True
+
+
+def _text(message: Message, index: int) -> str | None:
+    """The text parts, a line each."""
+    if message.content is None:
+        if message.role == "assistant" and message.tool_calls:
+            return None
+        raise _missing(f"messages.{index}.content")
+    for place, part in enumerate(message.content):
+        if part.text is None:
+            raise _missing(f"messages.{index}.content.{place}.text")
+    return "\n".join(part.text or "" for part in message.content)
+
+
+def _rest(message: Message, index: int) -> dict[str, Any]:
+    if message.role == "tool" and message.tool_call_id is None:
+        raise _missing(f"messages.{index}.tool_call_id")
+    fields = {
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+        "reasoning_content": message.reasoning_content,
+        "tool_calls": [
+            _tool_call(call, f"messages.{index}.tool_calls.{place}")
+            for place, call in enumerate(message.tool_calls or ())
+        ],
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _tool_call(call: ToolCall, path: str) -> dict[str, Any]:
+    """Templates expect the arguments as an object; OpenAI's clients send them as JSON text."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequestError(
+            f"Invalid '{path}.function.arguments': expected JSON.",
+            param=f"{path}.function.arguments",
+            code="invalid_value",
+        ) from None
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+def _missing(path: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
+    )

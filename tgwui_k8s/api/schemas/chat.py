@@ -1,0 +1,146 @@
+"""The body of `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoured, refused
+from tgwui_k8s.api.schemas.generation import GenerationFields
+from tgwui_k8s.sampling import MAX_TOP_LOGPROBS
+
+_NO_PICTURES = "Only text parts are supported by the loaded model."
+_NO_TOOLS = "Tools are not supported yet."
+_NO_CHARACTERS = "Characters and their templates belong to the web page; send messages instead."
+
+
+class ContentPart(WireModel):
+    """One part of a message's content."""
+
+    type: Literal["text", "image_url", "video_url", "input_audio", "audio_url", "file"] = honoured(
+        "What the part holds.",
+        default=...,
+        unsupported=dict.fromkeys(
+            ("image_url", "video_url", "input_audio", "audio_url", "file"), _NO_PICTURES
+        ),
+    )
+    text: str | None = honoured("The text of a text part.")
+    image_url: Any = refused(_NO_PICTURES)
+    video_url: Any = refused(_NO_PICTURES)
+    input_audio: Any = refused(_NO_PICTURES)
+    audio_url: Any = refused(_NO_PICTURES)
+    file: Any = refused(_NO_PICTURES)
+
+
+class FunctionCall(WireModel):
+    """What an assistant called earlier in the conversation."""
+
+    name: str = honoured("The function's name.", default=...)
+    arguments: str = honoured("Its arguments, as JSON.", default=...)
+
+
+class ToolCall(WireModel):
+    """A tool call earlier in the conversation; the chat template sees it."""
+
+    id: str = honoured("What the tool's answer refers to.", default=...)
+    type: Literal["function"] = honoured("Always `function`.", default=...)
+    function: FunctionCall = honoured("The call.", default=...)
+    index: int | None = accepted("The place in the array says the same.")
+
+
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Content = Annotated[
+    list[ContentPart],
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart]),
+]
+
+
+class Message(WireModel):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = honoured(
+        "Who speaks.", default=...
+    )
+    content: Content | None = honoured("Text, or text parts; null only beside `tool_calls`.")
+    name: str | None = honoured("Handed to the chat template.")
+    tool_calls: list[ToolCall] | None = honoured("Earlier tool calls, for the chat template.")
+    tool_call_id: str | None = honoured("The call a tool message answers.")
+    reasoning_content: str | None = honoured("Earlier reasoning, for the chat template.")
+    refusal: Any = refused("Say it in the content.")
+    annotations: Any = refused(_NO_PICTURES, neutral=([],))
+    audio: Any = refused(_NO_PICTURES)
+    function_call: Any = refused("Use tool_calls.")
+
+
+class ChatRequest(GenerationFields):
+    """OpenAI's fields, text-generation-webui's, and our extensions."""
+
+    messages: list[Message] = honoured("The conversation so far.", default=..., min_length=1)
+    max_completion_tokens: int | None = honoured(
+        "Most tokens per choice. Default: the rest of the context.", ge=1, le=INT32_MAX
+    )
+    max_tokens: int | None = honoured(
+        "The older name of `max_completion_tokens`.", ge=1, le=INT32_MAX
+    )
+    logprobs: bool | None = honoured("Log probabilities of the tokens.")
+    top_logprobs: int | None = honoured(
+        "Most likely tokens per place; needs `logprobs`.", ge=0, le=MAX_TOP_LOGPROBS
+    )
+
+    # How the messages become a prompt
+    add_generation_prompt: bool | None = honoured(
+        "End the prompt where the assistant's answer starts. Default true."
+    )
+    continue_final_message: bool | None = honoured(
+        "Go on with the last message, the assistant's, instead of answering it."
+    )
+    continue_: bool | None = honoured("text-generation-webui's `continue_final_message`.")
+    chat_template_kwargs: dict[str, Any] | None = honoured("Variables for the chat template.")
+    enable_thinking: bool | None = honoured("The template's variable of this name.")
+
+    # Hints
+    metadata: dict[str, str] | None = accepted("Nothing is stored.")
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = accepted(
+        "There is one tier; see `priority`."
+    )
+    safety_identifier: str | None = accepted("A hint for abuse detection, which there is none of.")
+    prompt_cache_key: str | None = accepted("A hint: equal prefixes are found without it.")
+
+    # Not there, or not yet
+    store: Any = refused("Nothing is stored.", neutral=(False,))
+    tools: Any = refused(_NO_TOOLS, neutral=([],))
+    tool_choice: Any = refused(_NO_TOOLS, neutral=("none", "auto"))
+    parallel_tool_calls: Any = refused(_NO_TOOLS, neutral=(True,))
+    functions: Any = refused(_NO_TOOLS, neutral=([],))
+    function_call: Any = refused(_NO_TOOLS, neutral=("none", "auto"))
+    response_format: Any = refused(
+        "Structured output is not supported yet.", neutral=({"type": "text"},)
+    )
+    modalities: Any = refused("Answers are text.", neutral=(["text"],))
+    audio: Any = refused("Answers are text.")
+    prediction: Any = refused("Predicted outputs are not supported.")
+    web_search_options: Any = refused("The server does not search the web.")
+    reasoning_effort: Any = refused("Use chat_template_kwargs.", neutral=("medium",))
+    preserve_thinking: Any = refused("Use chat_template_kwargs.", neutral=(False,))
+    verbosity: Any = refused("Say it in a message.", neutral=("medium",))
+    moderation: Any = refused("There is no moderation.")
+    prompt_cache_options: Any = refused("The prefix cache needs no options.")
+    prompt_cache_retention: Any = refused(
+        "The prefix cache evicts what is used least.", neutral=("in_memory",)
+    )
+    mode: Any = refused(_NO_CHARACTERS, neutral=("instruct",))
+    character: Any = refused(_NO_CHARACTERS)
+    instruction_template: Any = refused(_NO_CHARACTERS)
+    instruction_template_str: Any = refused("The server's --chat-template sets the template.")
+    chat_template_str: Any = refused(_NO_CHARACTERS)
+    chat_instruct_command: Any = refused(_NO_CHARACTERS)
+    name1: Any = refused(_NO_CHARACTERS)
+    name2: Any = refused(_NO_CHARACTERS)
+    context: Any = refused(_NO_CHARACTERS)
+    greeting: Any = refused(_NO_CHARACTERS)
+    user_bio: Any = refused(_NO_CHARACTERS)
+    impersonate: Any = refused(_NO_CHARACTERS, neutral=(False,))

@@ -1,0 +1,195 @@
+"""Answers to generation requests, written straight to ASGI: one JSON body, or server-sent events.
+
+Both watch the client: when it goes away, the generation is aborted at once.
+
+    data: {chunk}          one per choice that has news; all news of a moment in one write
+    : keep-alive           while nothing flows
+    data: {"error": …}     an error after the first byte; the stream ends with it
+    data: [DONE]           the end of a complete stream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tgwui_k8s.api.choice import ChoiceChunk
+from tgwui_k8s.api.errors import error_body
+from tgwui_k8s.api.generation import Generation
+from tgwui_k8s.errors import RequestError
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+_JSON = (b"content-type", b"application/json")
+_EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+logger = logging.getLogger(__name__)
+
+_encoder = msgspec.json.Encoder()
+
+
+class AnswerWriter(Protocol):
+    """Turns chunks into an endpoint's JSON."""
+
+    def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
+        """Server-sent events for what has come."""
+        ...
+
+    def last_events(self, generation: Generation) -> bytes:
+        """What stands between the last chunk and `[DONE]`."""
+        ...
+
+    def whole(self, generation: Generation, choices: list[ChoiceChunk]) -> bytes:
+        """The answer that is no stream; `choices` in order of their index."""
+        ...
+
+
+class Envelope:
+    """All of a stream's chunk but the choice, encoded once."""
+
+    def __init__(self, chunk: msgspec.Struct) -> None:
+        """`chunk` has no choices."""
+        head, _, tail = _encoder.encode(chunk).partition(b'"choices":[]')
+        self._head = b"data: " + head + b'"choices":['
+        self._tail = b"]" + tail + b"\n\n"
+
+    def frame(self, choice: msgspec.Struct) -> bytes:
+        """One event with this choice."""
+        return self._head + _encoder.encode(choice) + self._tail
+
+
+def frame(chunk: Any) -> bytes:
+    """One event."""
+    return b"data: " + _encoder.encode(chunk) + b"\n\n"
+
+
+class GenerationResponse(Response):
+    """Runs a generation and answers with it.
+
+    An error before the first byte is raised, for the application's error handlers.
+    """
+
+    def __init__(
+        self, generation: Generation, writer: AnswerWriter, *, keep_alive_seconds: float | None
+    ) -> None:
+        """`keep_alive_seconds`: how long a stream may be silent; None for one JSON body."""
+        super().__init__()
+        self._generation = generation
+        self._writer = writer
+        self._keep_alive_seconds = keep_alive_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop as soon as the client is gone."""
+        if self._keep_alive_seconds is None:
+            await _unless_gone(receive, self._send_whole(send))
+        else:
+            await _unless_gone(receive, self._send_events(send, self._keep_alive_seconds))
+
+    async def _send_whole(self, send: Send) -> None:
+        choices: dict[int, ChoiceChunk] = {}
+        async with self._generation as generation:
+            async for chunks in generation:
+                for chunk in chunks:
+                    if chunk.index in choices:
+                        choices[chunk.index].append(chunk)
+                    else:
+                        choices[chunk.index] = chunk
+            body = self._writer.whole(generation, [choices[index] for index in sorted(choices)])
+        headers = [_JSON, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_events(self, send: Send, keep_alive_seconds: float) -> None:
+        stream = _EventStream(send)
+        ticker = _Ticker(self._generation, keep_alive_seconds)
+        try:
+            async with self._generation as generation:
+                async for chunks in generation:
+                    ticker.note_write()
+                    await stream.write(
+                        self._writer.events(generation, chunks) if chunks else KEEP_ALIVE
+                    )
+                last = self._writer.last_events(generation) + DONE
+        except Exception as error:
+            # Once the answer has begun, an error can only be said inside it.
+            if not stream.has_started:
+                raise
+            if not isinstance(error, RequestError):
+                logger.exception("a stream failed")
+            last = frame(error_body(error))
+        finally:
+            ticker.stop()
+        await stream.write(last, is_last=True)
+
+
+class _EventStream:
+    """The wire: sends the headers with the first event."""
+
+    __slots__ = ("_send", "has_started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_started = False
+
+    async def write(self, events: bytes, *, is_last: bool = False) -> None:
+        if not self.has_started:
+            self.has_started = True
+            start = {"type": "http.response.start", "status": 200, "headers": list(_EVENT_HEADERS)}
+            await self._send(start)
+        await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})
+
+
+class _Ticker:
+    """Wakes the reader of a silent generation, so that it can write a keep-alive."""
+
+    def __init__(self, generation: Generation, seconds: float) -> None:
+        self._generation = generation
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._last_write = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._tick)
+
+    def note_write(self) -> None:
+        self._last_write = self._loop.time()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        # One timer that looks when it was needed last, instead of a new one per chunk.
+        silent_seconds = self._loop.time() - self._last_write
+        if silent_seconds >= self._seconds:
+            self._generation.wake()
+            silent_seconds = 0.0
+        self._timer = self._loop.call_later(self._seconds - silent_seconds, self._tick)
+
+
+async def _unless_gone(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
+    """Run `answer`; cancel it when the client disconnects. Raises what `answer` raises."""
+    answering = asyncio.ensure_future(answer)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+    finally:
+        for task in (answering, watching):
+            task.cancel()
+        await asyncio.gather(answering, watching, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
