@@ -7,33 +7,24 @@ in special_tokens_map.json. A token is a string or an object with its `content`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tgwui_k8s.errors import BrokenModelError
 
-NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-"""The names chat templates know."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
     """What the folder says about special tokens, in addition to tokenizer.json."""
 
-    names: dict[str, str]
-    """`bos_token` and so on, where the folder has them."""
-    others: tuple[str, ...]
+    names: dict[str, str] = field(default_factory=dict)
+    """`bos_token` and so on: what chat templates may call them."""
+    others: tuple[str, ...] = ()
     """Special tokens without a name of their own."""
-    add_bos: bool
+    flagged: tuple[str, ...] = ()
+    """Tokens that are declared special one by one, whatever tokenizer.json says of them."""
+    add_bos: bool = False
     """The configuration promises a BOS token in front of every text."""
 
 
@@ -45,13 +36,17 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         sources.append(read_json_object(folder / "special_tokens_map.json"))
     names: dict[str, str] = {}
     others: list[str] = []
+    flagged: list[str] = []
     for source in sources:
-        for name in NAMES:
-            token = _content(source.get(name))
-            if token:
-                names.setdefault(name, token)
+        names = {**_named(source), **names}
         others += _unnamed(source)
-    return SpecialTokens(names, tuple(others), add_bos=config.get("add_bos_token") is True)
+        flagged += _flagged(source)
+    return SpecialTokens(
+        names=names,
+        others=tuple(others),
+        flagged=tuple(flagged),
+        add_bos=config.get("add_bos_token") is True,
+    )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -67,20 +62,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return data
 
 
+def _named(source: dict[str, Any]) -> dict[str, str]:
+    extra = source.get("extra_special_tokens")
+    tokens = {name: token for name, token in source.items() if name.endswith("_token")}
+    if isinstance(extra, dict):
+        tokens |= extra
+    return {name: content for name, token in tokens.items() if (content := _content(token))}
+
+
 def _unnamed(source: dict[str, Any]) -> list[str]:
     tokens: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         values = source.get(key)
-        if isinstance(values, dict):
-            tokens += values.values()
-        elif isinstance(values, list):
+        if isinstance(values, list):
             tokens += values
-    added = source.get("added_tokens_decoder")
-    if isinstance(added, dict):
-        tokens += [
-            token for token in added.values() if isinstance(token, dict) and token.get("special")
-        ]
     return [content for token in tokens if (content := _content(token))]
+
+
+def _flagged(source: dict[str, Any]) -> list[str]:
+    added = source.get("added_tokens_decoder")
+    if not isinstance(added, dict):
+        return []
+    special = [token for token in added.values() if isinstance(token, dict)]
+    return [content for token in special if token.get("special") and (content := _content(token))]
 
 
 def _content(token: object) -> str | None:

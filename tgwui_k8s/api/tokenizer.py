@@ -146,16 +146,19 @@ def _declare_special_tokens(
 ) -> frozenset[int]:
     """Make the folder's special tokens special in `backend` too; give the ids of all of them.
 
-    A token without an id is left out: a new id would lie outside the model's vocabulary.
+    As in Transformers, a name alone does not make a token special that tokenizer.json lists as an
+    ordinary added token. A token without an id is left out: a new id would lie outside the
+    model's vocabulary.
     """
     added = backend.get_added_tokens_decoder()
     special_ids = {token_id for token_id, token in added.items() if token.special}
-    for content in (*special.names.values(), *special.others):
-        token_id = backend.token_to_id(content)
-        if token_id is None:
-            continue
-        special_ids.add(token_id)
-        if token_id not in added:
-            token = tokenizers.AddedToken(content, special=True, normalized=False)
-            backend.add_special_tokens([token])
+    flagged = {backend.token_to_id(token) for token in special.flagged}
+    named = {backend.token_to_id(token) for token in (*special.names.values(), *special.others)}
+    special_ids |= (flagged | (named - added.keys())) - {None}
+    backend.add_special_tokens(
+        [
+            tokenizers.AddedToken(backend.id_to_token(token_id), special=True, normalized=False)
+            for token_id in sorted(special_ids - added.keys())
+        ]
+    )
     return frozenset(special_ids)
