@@ -52,6 +52,10 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
         name = request.path_params["model"]
         return _answer("ready", why_not_ready(state) or _not_served(state, name), name=name)
 
+    async def upstream_health(request: Request) -> Response:
+        """The same under text-generation-webui's name and in its words."""
+        return _answer("ok", why_not_ready(state))
+
     async def metrics(request: Request) -> Response:
         """Metrics for Prometheus."""
         # A scrape takes milliseconds, and streams must not wait for it.
@@ -65,6 +69,7 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
         Route("/health/startup", startup),
         Route("/health", ready),
         Route("/metrics", metrics),
+        Route("/v1/internal/health", upstream_health),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
         Route("/v2/models/{model:path}/ready", model_ready),
@@ -87,7 +92,7 @@ def why_not_ready(state: ServerState) -> RequestError | None:
 
 
 def _still_loading(state: ServerState) -> RequestError:
-    return ModelNotReadyError(f"No model is ready yet (phase: {state.load_progress.phase}).")
+    return ModelNotReadyError(f"No model is ready (phase: {state.load_progress.phase}).")
 
 
 def _not_served(state: ServerState, name: str) -> RequestError | None:

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter
 
 from tgwui_k8s.api.state import ServedModel, ServerState
-from tgwui_k8s.errors import ModelNotReadyError, NotFoundError
 
 
 def create_router(state: ServerState) -> APIRouter:
@@ -17,29 +16,15 @@ def create_router(state: ServerState) -> APIRouter:
     @router.get("/v1/models", summary="List the served models")
     async def list_models() -> dict[str, Any]:
         """Every name the loaded model is served under; 503 while none is loaded."""
-        model = _loaded(state)
+        model = state.loaded_model()
         return {"object": "list", "data": [_card(model, name) for name in model.names]}
 
     @router.get("/v1/models/{model_id:path}", summary="Look up one served model")
     async def get_model(model_id: str) -> dict[str, Any]:
         """One served model; ids may hold slashes. 404 for a name that is not served."""
-        model = _loaded(state)
-        if model_id not in model.names:
-            raise NotFoundError(
-                f"The model '{model_id[:200]}' does not exist.",
-                param="model",
-                code="model_not_found",
-            )
-        return _card(model, model_id)
+        return _card(state.loaded_model(model_id), model_id)
 
     return router
-
-
-def _loaded(state: ServerState) -> ServedModel:
-    """The loaded model, on a draining server too: looking costs nothing."""
-    if state.model is None:
-        raise ModelNotReadyError("The model is still loading.", retry_after_seconds=2)
-    return state.model
 
 
 def _card(model: ServedModel, name: str) -> dict[str, Any]:

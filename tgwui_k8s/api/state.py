@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import Backend, EngineHealth, LoadProgress, ModelInfo
@@ -48,17 +47,20 @@ class ModelControl(Protocol):
     Both methods set `ServerState.model`: to None first, to the new model at the end of `load`.
     """
 
-    async def load(self, name: str, path: Path, options: dict[str, Any]) -> None:
-        """Replace the loaded model by the one at `path`, served as `name`.
+    async def load(self, settings: Settings) -> None:
+        """Replace the loaded model by the one `settings` names.
 
-        `options` are settings of the `model` and `engine` sections, by field name, over those of
-        the start. Requests still running get an error. Raises `UsageError` for a bad option
-        (nothing has changed) and `StartupError` for a bad model (nothing is loaded afterwards).
+        The name came over HTTP: it must be resolved with `over_http=True`. Requests still running
+        get an error. Raises `UsageError` or `ModelNotFoundError` before anything has changed, and
+        another `StartupError` for a model that cannot be loaded: then none is loaded any more.
         """
         ...
 
     async def unload(self) -> None:
-        """Free the model's memory; requests still running get an error."""
+        """Free the model's memory; requests still running get an error.
+
+        `ServerState.load_progress` has the phase `unloaded` then.
+        """
         ...
 
 
@@ -92,8 +94,14 @@ class ServerState:
         """
         if self.draining:
             raise DrainingError("The server is shutting down.", retry_after_seconds=5)
+        return self.loaded_model(name)
+
+    def loaded_model(self, name: str | None = None) -> ServedModel:
+        """The same for who only looks, which a draining server does not mind."""
         if self.model is None:
-            raise ModelNotReadyError("The model is still loading.", retry_after_seconds=2)
+            raise ModelNotReadyError(
+                f"No model is ready (phase: {self.load_progress.phase}).", retry_after_seconds=2
+            )
         if name is not None and name not in self.model.names:
             raise NotFoundError(
                 f"The model '{name[:200]}' does not exist.", param="model", code="model_not_found"

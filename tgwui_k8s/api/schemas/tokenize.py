@@ -47,3 +47,6 @@ class GenerateRequest(GenerationFields):
     max_tokens: int | None = honoured("Most tokens per choice. Default 16.", ge=1, le=INT32_MAX)
     stream: Any = refused("Use /v1/completions for streams.", neutral=(False,))
     stream_options: Any = refused("Use /v1/completions for streams.")
+    return_token_ids: Any = refused("Use /v1/completions for token ids.", neutral=(False,))
+    resume_token_ids: Any = refused("Use /v1/completions to resume.")
+    resume_text_lengths: Any = refused("Use /v1/completions to resume.")
