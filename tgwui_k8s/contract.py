@@ -61,6 +61,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities = Capabilities()
     tokenizer_json: bytes | None = None
     """A tokenizer in the `tokenizers` library's JSON, where the model folder holds none."""
+    chat_template: str | None = None
+    """A chat template's Jinja source, where the model folder holds none."""
     details: dict[str, Any] = {}
     """Loader-specific facts for `/v1/internal/model/info`; JSON types only."""
 
