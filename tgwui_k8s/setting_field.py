@@ -78,7 +78,7 @@ class SettingField:
             return "true" if value else "false"
         if self.kind == "list":
             return ", ".join(value)
-        return str(value)
+        return f"{value:g}" if self.kind == "number" else str(value)
 
     def convert(self, value: Any, origin: str) -> Any:
         """Turn text, or a value of a YAML file, into this setting's type.

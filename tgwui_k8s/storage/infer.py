@@ -189,7 +189,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "it is in GGML, the format before GGUF",
-        _has(r"(.*[.-])?ggml([.-].*)?\.bin"),
+        _has(r"(.*[._-])?ggml(v\d)?([._-].*)?\.bin"),
         None,
         f"the nearest is {LLAMA_CPP} with a GGUF of the model",
     ),

@@ -113,8 +113,11 @@ class ModelFiles:
 
 
 def _is_there(entry: os.DirEntry[str]) -> bool:
-    """False for a link that leads nowhere."""
-    return entry.is_file() or entry.is_dir()
+    """False for a link that leads nowhere, or in a circle."""
+    try:
+        return entry.is_file() or entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+# The one door: everything a person or CI does with this repository is a target here.
+#
+#   make serve                        the built-in demo model on port 5000
+#   make serve MODEL=/path/or/name    another model; ARGS="--port 8080" adds flags
+#   make test PYTEST_ARGS="-k stop"   some of the tests
+#
+# Variables:
+#   PYTHON       the interpreter the environment is made with (3.10 or newer)
+#   EXTRAS       loaders to install, as in pyproject.toml: transformers,...
+#   TORCH_INDEX  another wheel index for torch, such as one with CPU-only builds
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= transformers
+TORCH_INDEX ?=
+MODEL ?=
+ARGS ?=
+PYTEST_ARGS ?=
+COVERAGE_FLOOR ?= 90
+
+comma := ,
+bin := $(VENV)/bin
+constraints := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info >= (3, 11) else "py310")' 2>/dev/null || echo py311).txt
+installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+installed_dev := $(installed)-dev
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format format-check lint types imports cov docs docs-check bench freeze clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# ----------------------------------------------------------------------------------- running
+
+serve: $(installed) ## serve MODEL (default: the demo model) on port 5000
+	@$(bin)/tgwui-k8s serve $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
+	@test -n '$(NAME)' || { echo "Say which: make bench NAME=..."; ls benchmarks/*.py; exit 2; }
+	$(bin)/python benchmarks/$(NAME).py $(ARGS)
+
+# ---------------------------------------------------------------------------------- checking
+
+check: format-check lint types imports docs-check cov ## everything CI checks
+
+test: $(installed_dev) ## run the tests
+	$(pytest) -n auto --dist loadfile $(PYTEST_ARGS)
+
+cov: $(installed_dev) ## run the tests and hold the coverage to its floor
+	$(bin)/coverage erase
+	$(pytest) -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
+	$(bin)/coverage report --fail-under=$(COVERAGE_FLOOR)
+
+format: $(installed_dev) ## write the code in its canonical form
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+format-check: $(installed_dev)
+	$(bin)/ruff format --check .
+
+lint: $(installed_dev) ## look for mistakes
+	$(bin)/ruff check .
+
+types: $(installed_dev) ## check the types
+	$(bin)/mypy
+
+imports: $(installed_dev) ## check who imports whom
+	$(bin)/lint-imports
+
+docs: $(installed_dev) ## write the generated pages in docs/
+	$(bin)/python docs/generate.py
+
+docs-check: $(installed_dev)
+	$(bin)/python docs/generate.py --check
+
+# ----------------------------------------------------------------------------------- setting up
+
+$(installed): pyproject.toml $(constraints)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --upgrade 'pip>=25.1'
+ifneq ($(TORCH_INDEX),)
+	$(bin)/python -m pip install --index-url '$(TORCH_INDEX)' --constraint $(constraints) torch
+endif
+	$(bin)/python -m pip install --quiet --constraint $(constraints) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(installed_dev): $(installed)
+	$(bin)/python -m pip install --quiet --constraint $(constraints) --group dev
+	@touch $@
+
+freeze: $(installed_dev) ## pin what is installed now in constraints/
+	@{ sed '/^[^#]/,$$d' $(constraints); \
+	   $(bin)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -vi '^setuptools=='; \
+	 } > $(constraints).new && mv $(constraints).new $(constraints)
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
