@@ -163,7 +163,7 @@ class ChatWriter:
         messages = [
             ChatChoice(
                 index=chunk.index,
-                message=ChatMessage(chunk.text),
+                message=ChatMessage("assistant", chunk.text),
                 logprobs=self._logprobs(chunk),
                 finish_reason=chunk.finish_reason,
                 **(extensions(self._plan, chunk) if self._returns_ids else {}),
@@ -179,7 +179,7 @@ class ChatWriter:
         return ChatChunkChoice(
             index=chunk.index,
             delta=ChatDelta(
-                chunk.text if chunk.text or begins else UNSET, "assistant" if begins else UNSET
+                "assistant" if begins else UNSET, chunk.text if chunk.text or begins else UNSET
             ),
             logprobs=self._logprobs(chunk),
             finish_reason=chunk.finish_reason,

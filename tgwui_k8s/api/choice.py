@@ -69,9 +69,10 @@ class Choice:
         """True once nothing more will come."""
         return self.finish_reason is not None
 
-    def feed(self, delta: TokenDelta) -> bool:
-        """Take what a step brought; True when a stop string ended what the engine would go on with.
+    def feed(self, delta: TokenDelta) -> Literal["engine", "text"] | None:
+        """Take what a step brought; say who ended the choice with it, if anybody did.
 
+        `text`: a stop string did, and the engine would go on.
         `delta.finish_reason` must be None, "stop" or "length".
         """
         piece = self._stream.feed(
@@ -86,7 +87,7 @@ class Choice:
         elif delta.finish_reason is not None:
             self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
         if not piece.token_ids and not piece.text and self.finish_reason is None:
-            return False
+            return None
         self._add(
             ChoiceChunk(
                 self.index,
@@ -99,7 +100,9 @@ class Choice:
                 self.finish_reason,
             )
         )
-        return piece.stop_text is not None and delta.finish_reason is None
+        if delta.finish_reason is not None:
+            return "engine"
+        return "text" if self.is_finished else None
 
     def stop(self) -> None:
         """End the choice with the text it has."""

@@ -176,10 +176,10 @@ class Generation:
             if delta.token_ids:
                 self._times.note_tokens(len(delta.token_ids), now, choice.last_token_time)
                 choice.last_token_time = now
-            is_early = choice.feed(delta)
+            ended_by = choice.feed(delta)
             self._with_news[choice.index] = choice
-            if choice.is_finished:
-                self._close(prompt, choice, is_early=is_early)
+            if ended_by is not None:
+                self._close(prompt, choice, is_early=ended_by == "text")
         self._news.set()
 
     def _close(self, prompt: PromptRun, choice: Choice, *, is_early: bool) -> None:

@@ -6,7 +6,7 @@ Precedence: an explicit field of the request, then the preset's value, then the 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,26 @@ def sampling_params(
     Raises `InvalidRequestError` naming the field for what the model's vocabulary or capabilities
     do not allow.
     """
+    _check_capabilities(reported, model)
+    return SamplingParams(
+        **sampler_values(request, model, preset_dir),
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        stop_token_ids=_known_ids(request.stop_token_ids or (), model, "stop_token_ids"),
+        ignore_eos=request.ignore_eos or False,
+        ban_eos_token=request.ban_eos_token or False,
+        logprobs=reported.logprobs,
+        prompt_logprobs=reported.prompt_logprobs,
+    )
+
+
+def sampler_values(
+    request: SamplingFields, model: ServedModel, preset_dir: Path | None
+) -> dict[str, Any]:
+    """The part of `SamplingParams` that `SamplingFields` decide, less what is at its default."""
     samplers = merged_samplers(request, preset_dir)
-    _check_capabilities(samplers, reported, model)
+    if samplers.get("guidance_scale", 1.0) != 1.0 and not model.info.capabilities.guidance:
+        raise _lacking("guidance_scale", "guidance")
     values = {name: samplers[name] for name in _PLAIN_FIELDS if name in samplers}
     if samplers.get("do_sample") is False:
         values["temperature"] = 0.0
@@ -66,20 +84,13 @@ def sampling_params(
     if values.get("dry_multiplier"):
         breakers = samplers.get("dry_sequence_breakers", DEFAULT_SEQUENCE_BREAKERS)
         values["dry_sequence_breakers"] = model.tokenizer.sequence_breaker_ids(breakers)
-    return SamplingParams(
+    return {
         **values,
-        max_tokens=max_tokens,
-        min_tokens=request.min_tokens or 0,
-        stop_token_ids=_known_ids(request.stop_token_ids or (), model, "stop_token_ids"),
-        ignore_eos=request.ignore_eos or False,
-        ban_eos_token=request.ban_eos_token or False,
-        seed=_seed(request.seed),
-        sampler_priority=_order(samplers.get("sampler_priority", ())),
-        logit_bias=_logit_bias(request, model),
-        banned_token_ids=_known_ids(_listed_ids(request), model, "custom_token_bans"),
-        logprobs=reported.logprobs,
-        prompt_logprobs=reported.prompt_logprobs,
-    )
+        "seed": _seed(request.seed),
+        "sampler_priority": _order(samplers.get("sampler_priority", ())),
+        "logit_bias": _logit_bias(request, model),
+        "banned_token_ids": _known_ids(_listed_ids(request), model, "custom_token_bans"),
+    }
 
 
 def with_new_seed(params: SamplingParams) -> SamplingParams:
@@ -118,12 +129,8 @@ def _preset(name: str, directory: Path | None) -> dict[str, Any]:
     return preset.model_dump(exclude_none=True)
 
 
-def _check_capabilities(
-    samplers: Mapping[str, Any], reported: Reported, model: ServedModel
-) -> None:
+def _check_capabilities(reported: Reported, model: ServedModel) -> None:
     capabilities = model.info.capabilities
-    if samplers.get("guidance_scale", 1.0) != 1.0 and not capabilities.guidance:
-        raise _lacking("guidance_scale", "guidance")
     if reported.logprobs is not None and not capabilities.logprobs:
         raise _lacking("logprobs", "log probabilities")
     if reported.prompt_logprobs is not None and not capabilities.prompt_logprobs:
@@ -164,11 +171,11 @@ def _known_ids(token_ids: Iterable[int], model: ServedModel, param: str) -> tupl
 
 def check_token_ids(token_ids: Iterable[int], model: ServedModel, param: str) -> None:
     """Raise `InvalidRequestError` where the model's vocabulary lacks one of the ids."""
-    for token_id in token_ids:
-        if not 0 <= token_id < model.info.vocab_size:
-            raise InvalidRequestError(
-                f"Invalid '{param}': token id {token_id} is not in the model's vocabulary of "
-                f"{model.info.vocab_size} tokens.",
-                param=param,
-                code="invalid_value",
-            )
+    largest = max(token_ids, default=0)
+    if largest >= model.info.vocab_size:
+        raise InvalidRequestError(
+            f"Invalid '{param}': token id {largest} is not in the model's vocabulary of "
+            f"{model.info.vocab_size} tokens.",
+            param=param,
+            code="invalid_value",
+        )

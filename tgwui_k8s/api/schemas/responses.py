@@ -105,8 +105,8 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True):
     """The assistant's message."""
 
+    role: Literal["assistant"]
     content: str
-    role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
@@ -134,8 +134,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 class ChatDelta(msgspec.Struct, frozen=True):
     """What a chunk adds to the message."""
 
-    content: str | UnsetType = UNSET
     role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
 
 
 class ChatChunkChoice(Extensions, frozen=True, kw_only=True):
