@@ -392,6 +392,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model_path: str
     loader: str
+    loader_is_inferred: bool = False
+    """Nobody asked for this loader by name: a faster one that can run the model may be taken."""
     dtype: str = "auto"
     """`auto`, `float32`, `float16` or `bfloat16`."""
     device: str = "auto"

@@ -42,7 +42,7 @@ from tgwui_k8s.errors import (
     UsageError,
 )
 from tgwui_k8s.load_request import engine_settings, load_request
-from tgwui_k8s.registry import get_loader
+from tgwui_k8s.registry import load_model
 from tgwui_k8s.sampling import SamplingParams
 from tgwui_k8s.settings import load_settings
 from tgwui_k8s.storage.model_dir import tokenizer_folder
@@ -124,7 +124,7 @@ class LLM:
         elif settings:
             raise UsageError("give all settings in one object, or all by name")
         request = load_request(model)
-        loaded = get_loader(request.loader).load(request, progress or _ignore)
+        loaded = load_model(request, progress or _ignore)
         if not isinstance(loaded, ModelRunner):
             raise UnsupportedModelError(
                 f"loader '{request.loader}' batches by itself and needs a server: tgwui-k8s serve"

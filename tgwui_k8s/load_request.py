@@ -29,6 +29,7 @@ def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
     return LoadRequest(
         model_path=str(path),
         loader=_choose_loader(model, path),
+        loader_is_inferred=model.loader.lower() == AUTO,
         dtype=model.dtype,
         device=model.device,
         max_model_len=model.max_model_len,

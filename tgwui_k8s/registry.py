@@ -7,15 +7,19 @@ Any distribution may bring loaders; an extra of the loader's name says what that
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
+import msgspec
 from packaging.requirements import Requirement
 
-from tgwui_k8s.contract import Loader
-from tgwui_k8s.errors import LoaderUnavailableError
-from tgwui_k8s.storage.loader_names import LOADER_NAMES, canonical_loader_name
+from tgwui_k8s.contract import Backend, Loader, LoadRequest, ModelRunner, ProgressCallback
+from tgwui_k8s.errors import LoaderUnavailableError, UnsupportedModelError
+from tgwui_k8s.storage.loader_names import FASTER, LOADER_NAMES, canonical_loader_name
+
+logger = logging.getLogger(__name__)
 
 GROUP = "tgwui_k8s.loaders"
 
@@ -67,6 +71,22 @@ def get_loader(name: str) -> Loader:
         ) from error
     loader: Loader = loader_class()
     return loader
+
+
+def load_model(request: LoadRequest, progress: ProgressCallback) -> ModelRunner | Backend:
+    """Load a model with the loader asked for, or a faster one where nobody asked.
+
+    Raises a `StartupError` that names the file or setting and the remedy.
+    """
+    faster = FASTER.get(request.loader)
+    if faster is not None and request.loader_is_inferred and not request.options:
+        try:
+            return get_loader(faster).load(
+                msgspec.structs.replace(request, loader=faster), progress
+            )
+        except (UnsupportedModelError, LoaderUnavailableError) as error:
+            logger.info("loader %s is not used: %s", faster, error)
+    return get_loader(request.loader).load(request, progress)
 
 
 def _points() -> tuple[EntryPoint, ...]:

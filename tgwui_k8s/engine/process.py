@@ -48,7 +48,7 @@ from tgwui_k8s.engine.messages import (
 )
 from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError, TgwuiError
 from tgwui_k8s.observability.log import setup_logging
-from tgwui_k8s.registry import get_loader
+from tgwui_k8s.registry import load_model
 
 HEARTBEAT_SECONDS = 1.0
 DUMP_SIGNAL = signal.SIGUSR1
@@ -143,7 +143,7 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
     request, settings = message.request, message.settings
     report = ProgressReport(channel)
     try:
-        loaded = get_loader(request.loader).load(request, report)
+        loaded = load_model(request, report)
         report(LoadProgress("warming_up", report.last.bytes_read, report.last.bytes_total))
         host: Host
         if isinstance(loaded, ModelRunner):

@@ -1,0 +1,239 @@
+"""The `Native` loader: Llama-shaped models in bfloat16 on CPUs with AVX-512 BF16, without torch.
+
+It is tried before Transformers where the loader is inferred. Weights go straight from the file
+into the packed form the kernels read; nothing of torch is imported, so a small model answers
+within a second of the engine's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tgwui_k8s.byte_size import format_byte_size
+from tgwui_k8s.contract import (
+    Batch,
+    KVLayout,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    ProgressCallback,
+    Sampler,
+    ScheduledSequence,
+    default_token_budget,
+)
+from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
+from tgwui_k8s.runtime.kv_layout import (
+    KVDemand,
+    LayerGroup,
+    LayerShape,
+    group_layers,
+    plan_kv_cache,
+)
+from tgwui_k8s.runtime.limits import available_memory, cpu_quota
+from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint, TensorReader
+from tgwui_k8s.runtime.native import (
+    BLOCK_SIZE,
+    NativeDecoder,
+    NativeLinear,
+    NativeVector,
+    why_unavailable,
+)
+from tgwui_k8s.runtime.rope import rope_tables
+from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
+from tgwui_k8s.storage.model_files import ModelFiles
+from tgwui_k8s.storage.weights import WeightFiles, find_weights
+
+NUMERICS = "native-1"
+"""Changed whenever the kernels may give other logits: part of the fingerprint."""
+
+
+class NativeRunner:
+    """contract.ModelRunner over the native decoder."""
+
+    def __init__(self, decoder: NativeDecoder, info: ModelInfo, layout: KVLayout) -> None:
+        self.info = info
+        self.layout = layout
+        self.sampler: Sampler | None = None
+        self._decoder = decoder
+
+    def execute(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """One call into the kernels for the whole batch."""
+        return self._decoder.step(batch)
+
+    def warm_up(self) -> None:
+        """A short prompt and one token: touches every weight once."""
+        tables = tuple([0] for _ in self.layout.groups)
+        for start, token_ids in ((0, [0, 0]), (2, [0])):
+            part = ScheduledSequence(
+                row=0, start=start, token_ids=token_ids, block_tables=tables, num_logits=1
+            )
+            self.execute(Batch([part], len(token_ids)))
+
+    def close(self) -> None:
+        """Free weights and KV cache."""
+        self._decoder.close()
+
+
+class NativeLoader:
+    """contract.Loader for the checkpoints of `runtime.llama_checkpoint`."""
+
+    name: ClassVar[str] = "Native"
+    options: ClassVar[dict[str, str]] = {}
+
+    def load(self, request: LoadRequest, progress: ProgressCallback) -> NativeRunner:
+        """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
+        _refuse_unsuitable(request)
+        config = ModelFiles.read(request.path).config
+        weights = find_weights(request.path)
+        checkpoint = LlamaCheckpoint.read(config, weights.tensors)
+        max_model_len = request.max_model_len or int(config["max_position_embeddings"])
+        groups, layout = _plan(checkpoint, request, max_model_len)
+        cosines, sines = rope_tables(
+            config, head_dim=checkpoint.shape.head_dim, num_positions=max_model_len
+        )
+        decoder = NativeDecoder(
+            checkpoint.shape,
+            cosines=cosines,
+            sines=sines,
+            num_threads=request.num_threads or cpu_quota(),
+        )
+        _reserve_cache(decoder, checkpoint, groups, layout)
+        _read_weights(decoder, checkpoint, TensorReader(weights.tensors), progress)
+        return NativeRunner(decoder, _describe(request, config, checkpoint, weights), layout)
+
+
+def _refuse_unsuitable(request: LoadRequest) -> None:
+    reason = why_unavailable()
+    if reason is not None:
+        raise UnsupportedModelError(reason)
+    if request.dtype not in ("auto", "bfloat16"):
+        raise UnsupportedModelError(f"the native decoder computes in bfloat16, not {request.dtype}")
+    if request.device not in ("auto", "cpu"):
+        raise UnsupportedModelError("the native decoder runs on CPUs")
+
+
+def _plan(
+    checkpoint: LlamaCheckpoint, request: LoadRequest, max_model_len: int
+) -> tuple[tuple[LayerGroup, ...], KVLayout]:
+    """Divide the memory that the weights leave among the KV groups."""
+    shape = checkpoint.shape
+    layers = {
+        index: LayerShape(shape.kv_heads, shape.head_dim, shape.head_dim, window)
+        for index, window in enumerate(checkpoint.windows)
+    }
+    groups = group_layers(layers, block_size=BLOCK_SIZE, element_bytes=2)
+    demand = KVDemand(
+        max_model_len=max_model_len,
+        max_num_seqs=request.max_num_seqs,
+        max_num_batched_tokens=_token_budget(request),
+        block_size=BLOCK_SIZE,
+    )
+    if request.kv_cache_bytes is not None:
+        return groups, plan_kv_cache(groups, demand, request.kv_cache_bytes)
+    available = available_memory(request.memory_limit_bytes).num_bytes
+    left = available - checkpoint.num_weight_bytes - _workspace_bytes(checkpoint, request)
+    if left < 0:
+        raise NotEnoughMemoryError(
+            f"the weights take {format_byte_size(checkpoint.num_weight_bytes)}, but only "
+            f"{format_byte_size(available)} of memory are left for them"
+        )
+    return groups, plan_kv_cache(groups, demand, left // 2)
+
+
+def _token_budget(request: LoadRequest) -> int:
+    return request.max_num_batched_tokens or default_token_budget("cpu")
+
+
+def _workspace_bytes(checkpoint: LlamaCheckpoint, request: LoadRequest) -> int:
+    """Activations of the largest step, its logits, and the sampler's copies of them."""
+    shape = checkpoint.shape
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    per_token = 4 * shape.hidden + 2 * shape.hidden + 4 * qkv + 4 * qkv + 2 * shape.ffn
+    logits = 4 * shape.vocab * (request.max_num_seqs + 256)
+    return per_token * _token_budget(request) + 4 * logits
+
+
+def _reserve_cache(
+    decoder: NativeDecoder,
+    checkpoint: LlamaCheckpoint,
+    groups: tuple[LayerGroup, ...],
+    layout: KVLayout,
+) -> None:
+    for index, (group, size) in enumerate(zip(groups, layout.groups, strict=True)):
+        for layer in group.layers:
+            decoder.set_layer(
+                layer, group=index, num_blocks=size.num_blocks, window=checkpoint.windows[layer]
+            )
+
+
+def _read_weights(
+    decoder: NativeDecoder,
+    checkpoint: LlamaCheckpoint,
+    reader: TensorReader,
+    progress: ProgressCallback,
+) -> None:
+    """Pack every tensor; each is read from its file once."""
+    total = sum(reader.num_bytes(name) for name, _ in checkpoint.tensor_shapes())
+    done = 0
+
+    def set_linear(which: NativeLinear, layer: int, *names: str) -> None:
+        nonlocal done
+        decoder.set_linear(which, layer, [reader.bfloat16(name) for name in names])
+        done += sum(reader.num_bytes(name) for name in names)
+        progress(LoadProgress("loading", done, total))
+
+    def set_vector(which: NativeVector, layer: int, *names: str) -> None:
+        nonlocal done
+        decoder.set_vector(which, layer, np.concatenate([reader.float32(name) for name in names]))
+        done += sum(reader.num_bytes(name) for name in names)
+
+    embedding = "model.embed_tokens.weight"
+    set_linear(NativeLinear.HEAD, 0, embedding if checkpoint.is_tied else "lm_head.weight")
+    if not checkpoint.is_tied:
+        decoder.set_embedding(reader.bfloat16(embedding))
+        done += reader.num_bytes(embedding)
+    set_vector(NativeVector.FINAL_NORM, 0, "model.norm.weight")
+    for layer in range(checkpoint.shape.layers):
+        prefix = f"model.layers.{layer}."
+        qkv = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
+        set_linear(NativeLinear.QKV, layer, *(f"{name}.weight" for name in qkv))
+        set_linear(NativeLinear.OUT, layer, prefix + "self_attn.o_proj.weight")
+        set_linear(
+            NativeLinear.GATE_UP,
+            layer,
+            prefix + "mlp.gate_proj.weight",
+            prefix + "mlp.up_proj.weight",
+        )
+        set_linear(NativeLinear.DOWN, layer, prefix + "mlp.down_proj.weight")
+        set_vector(NativeVector.ATTENTION_NORM, layer, prefix + "input_layernorm.weight")
+        set_vector(NativeVector.MLP_NORM, layer, prefix + "post_attention_layernorm.weight")
+        if checkpoint.has_qkv_bias:
+            set_vector(NativeVector.QKV_BIAS, layer, *(f"{name}.bias" for name in qkv))
+        if checkpoint.has_head_norms:
+            set_vector(NativeVector.QUERY_NORM, layer, prefix + "self_attn.q_norm.weight")
+            set_vector(NativeVector.KEY_NORM, layer, prefix + "self_attn.k_norm.weight")
+    progress(LoadProgress("loading", total, total))
+
+
+def _describe(
+    request: LoadRequest,
+    config: Mapping[str, Any],
+    checkpoint: LlamaCheckpoint,
+    weights: WeightFiles,
+) -> ModelInfo:
+    return ModelInfo(
+        loader=NativeLoader.name,
+        architecture=config["architectures"][0],
+        dtype="bfloat16",
+        device="cpu",
+        max_model_len=request.max_model_len or int(config["max_position_embeddings"]),
+        vocab_size=checkpoint.shape.vocab,
+        eos_token_ids=eos_token_ids(request.path),
+        num_parameters=checkpoint.num_weight_bytes // 2,
+        weight_bytes=checkpoint.num_weight_bytes,
+        fingerprint=fingerprint(weights.files, dict(config), (NUMERICS, "bfloat16")),
+    )

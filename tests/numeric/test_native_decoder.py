@@ -1,0 +1,202 @@
+"""The native decoder against Transformers' float32 logits of the same bfloat16 weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loaders.native import NativeLoader
+from tgwui_k8s.contract import Batch, LoadRequest, ScheduledSequence
+from tgwui_k8s.demo.tiny import make_checkpoint
+from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
+from tgwui_k8s.runtime.llama_checkpoint import round_to_bfloat16
+from tgwui_k8s.runtime.native import why_unavailable
+from tgwui_k8s.runtime.rope import rope_tables
+
+pytestmark = pytest.mark.skipif(
+    why_unavailable() is not None, reason=f"no native decoder: {why_unavailable()}"
+)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama wide heads": ("llama", {"head_dim": 64}),
+    "llama one group": ("llama", {"num_key_value_heads": 1, "num_attention_heads": 8, "head_dim": 16}),
+    "llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
+    "yarn rope": ("llama", {"rope_parameters": YARN}),
+    "linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    "odd vocabulary": ("llama", {"vocab_size": 301}),
+    "mistral": ("mistral", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {}),
+}
+TOKENS = np.random.default_rng(0).integers(3, 250, 120).tolist()
+
+
+def load(folder, **kwargs):
+    request = LoadRequest(
+        model_path=str(folder), loader="Native", max_num_seqs=8, num_threads=2, **kwargs
+    )
+    return NativeLoader().load(request, lambda progress: None)
+
+
+def reference_logits(folder, token_ids):
+    """Transformers in float32, whole and without a cache."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        return model(torch.tensor([token_ids])).logits[0].numpy()
+
+
+def part(runner, token_ids, start=0, first_block=0, num_logits=None):
+    """A scheduled run of tokens whose blocks follow one another from `first_block` on."""
+    num_blocks = -(-(start + len(token_ids)) // runner.layout.block_size)
+    tables = tuple(list(range(first_block, first_block + num_blocks)) for _ in runner.layout.groups)
+    return ScheduledSequence(
+        row=0,
+        start=start,
+        token_ids=token_ids,
+        block_tables=tables,
+        num_logits=len(token_ids) if num_logits is None else num_logits,
+    )
+
+
+def execute(runner, *parts):
+    return runner.execute(Batch(list(parts), sum(len(p.token_ids) for p in parts)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(name, tmp_path):
+    """Close to float32, and closer than Transformers' own bfloat16, for every kind of model."""
+    architecture, overrides = MODELS[name]
+    folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
+    expected = reference_logits(folder, TOKENS)
+    runner = load(folder)
+    logits = execute(runner, part(runner, TOKENS))
+    assert logits.dtype == np.float32
+    gap = np.abs(logits - expected).mean()
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.no_grad():
+        own_gap = np.abs(own(torch.tensor([TOKENS])).logits[0].float().numpy() - expected).mean()
+    assert gap < own_gap
+    runner.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2 windows", "qwen3"])
+def test_batches_chunks_and_block_tables_change_no_bit(name, tmp_path):
+    """Alone or with others, whole or in chunks, in whatever blocks: the identical floats."""
+    architecture, overrides = MODELS[name]
+    runner = load(make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides))
+    whole = execute(runner, part(runner, TOKENS))
+    chunks = [
+        execute(runner, part(runner, TOKENS[begin:end], begin, first_block=10))
+        for begin, end in ((0, 33), (33, 34), (34, 50), (50, 119), (119, 120))
+    ]
+    assert np.array_equal(np.concatenate(chunks), whole)
+    beside = execute(
+        runner,
+        part(runner, TOKENS[::-1][:17], first_block=20),
+        part(runner, TOKENS[119:], 119, first_block=10),
+        part(runner, TOKENS, first_block=25),
+    )
+    assert np.array_equal(beside[17], whole[119])
+    assert np.array_equal(beside[18:], whole)
+    runner.close()
+
+
+def test_a_windowed_layer_needs_no_block_before_its_window(tmp_path):
+    """Table entries that the window has passed may be -1."""
+    runner = load(make_checkpoint(tmp_path, "mistral", dtype="bfloat16"))
+    execute(runner, part(runner, TOKENS[:119]))
+    last = part(runner, TOKENS[119:], 119)
+    expected = execute(runner, last)
+    for table in last.block_tables:
+        table[: (119 - 24 + 1) // 16] = [-1] * ((119 - 24 + 1) // 16)
+    assert np.array_equal(execute(runner, last), expected)
+    runner.close()
+
+
+def test_wider_checkpoints_are_rounded_to_nearest_even():
+    """float32 becomes bfloat16 exactly as torch rounds it, NaN and ties included."""
+    values = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
+    values[:4] = [np.nan, np.inf, -np.inf, 0.0]
+    values[4:1000].view(np.uint32)[:] = values[4:1000].view(np.uint32) & 0xFFFF0000 | 0x8000
+    expected = torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
+    got = round_to_bfloat16(values)
+    assert np.array_equal(got[1:], expected[1:])
+    assert (got[0] & 0x7FFF) > 0x7F80
+
+
+def test_a_float32_checkpoint_runs(tmp_path):
+    """Wider checkpoints are converted at load and stay close to the original."""
+    folder = make_checkpoint(tmp_path, "llama", dtype="float32", weight_format="sharded")
+    expected = reference_logits(folder, TOKENS)
+    runner = load(folder)
+    logits = execute(runner, part(runner, TOKENS))
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.99
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "word"),
+    [
+        ("gpt2", {}, "GPT2LMHeadModel"),
+        ("llama", {"mlp_bias": True}, "mlp_bias"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"intermediate_size": 120}, "ffn 120"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_what_is_not_plain_llama_is_left_to_transformers(architecture, overrides, word, tmp_path):
+    """Anything the kernels do not do exactly is refused by name."""
+    folder = make_checkpoint(tmp_path, architecture, **overrides)
+    with pytest.raises(UnsupportedModelError, match=word):
+        load(folder)
+
+
+def test_float32_is_left_to_transformers(tmp_path):
+    """The kernels compute in bfloat16; asking for another type refuses."""
+    folder = make_checkpoint(tmp_path, "llama")
+    with pytest.raises(UnsupportedModelError, match="float32"):
+        load(folder, dtype="float32")
+
+
+def test_too_little_memory_is_said_before_weights_are_read(tmp_path):
+    """A KV budget below one full sequence names a length that would fit."""
+    folder = make_checkpoint(tmp_path, "llama")
+    with pytest.raises(NotEnoughMemoryError, match="--max-model-len"):
+        load(folder, kv_cache_bytes=100_000)
+
+
+def test_rope_tables_are_those_of_transformers(tmp_path):
+    """Cosines and sines equal the model's own rotary module, for every kind of scaling."""
+    for name in ("llama", "llama3 rope", "yarn rope", "linear rope"):
+        architecture, overrides = MODELS[name]
+        folder = make_checkpoint(tmp_path / name, architecture, **overrides)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        cosines, sines = model.model.rotary_emb(torch.zeros(1), torch.arange(200)[None])
+        config = model.config.to_dict()
+        got = rope_tables(config, head_dim=16, num_positions=200)
+        np.testing.assert_allclose(got[0], cosines[0, :, :8].numpy(), atol=2e-5)
+        np.testing.assert_allclose(got[1], sines[0, :, :8].numpy(), atol=2e-5)

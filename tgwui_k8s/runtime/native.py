@@ -1,0 +1,228 @@
+"""The native decoder: a whole step of a Llama-shaped model in one call, for CPUs with AVX-512 BF16.
+
+Binds `native/decoder.cpp`, which was compiled when the package was built. NumPy only: a model
+that runs here is loaded and served without importing torch. Where the library or the processor
+is missing, `why_unavailable()` says so and the Transformers loader is used instead.
+
+Results do not depend on the batch: a row's logits are the same bit for bit, alone or beside
+others, in one chunk or in many, from the prefix cache or not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tgwui_k8s.contract import Batch
+from tgwui_k8s.errors import IntegrityError, NotEnoughMemoryError
+
+LIBRARY = Path(__file__).parent.parent / "native" / "decoder.so"
+BLOCK_SIZE = 16
+"""Positions of one KV block; fixed by the layout of keys in registers."""
+
+REMEDY = "give it more memory or take a smaller model"
+
+
+class NativeLinear(IntEnum):
+    """Which linear layer; the enum of decoder.cpp."""
+
+    QKV = 0
+    OUT = 1
+    GATE_UP = 2
+    DOWN = 3
+    HEAD = 4
+
+
+class NativeVector(IntEnum):
+    """Which vector; the enum of decoder.cpp."""
+
+    ATTENTION_NORM = 0
+    MLP_NORM = 1
+    QUERY_NORM = 2
+    KEY_NORM = 3
+    QKV_BIAS = 4
+    FINAL_NORM = 5
+
+
+class NativeShape(ctypes.Structure):
+    """`Shape` of decoder.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_positions",
+            "threads",
+        )),
+        ("norm_eps", ctypes.c_float),
+        ("attention_scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+class NativeSequence(ctypes.Structure):
+    """`Sequence` of decoder.cpp."""
+
+    _fields_ = (
+        ("first_token", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int32),
+        ("start", ctypes.c_int32),
+        ("table_length", ctypes.c_int32),
+        ("block_tables", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """Sizes of a Llama-shaped decoder. Widths must be multiples of 16."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    norm_eps: float
+    attention_scale: float
+
+    def why_unsupported(self) -> str | None:
+        """What about these sizes the kernels cannot do; None if nothing."""
+        for name in ("hidden", "head_dim", "ffn"):
+            if getattr(self, name) % 16:
+                return f"{name} {getattr(self, name)} is not a multiple of 16"
+        if self.heads % self.kv_heads:
+            return f"{self.heads} heads do not divide into {self.kv_heads} groups"
+        return None
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(LIBRARY))
+    library.native_supported.restype = ctypes.c_bool
+    library.native_create.restype = ctypes.c_void_p
+    return library
+
+
+def why_unavailable() -> str | None:
+    """Why the native decoder cannot run on this machine; None where it can."""
+    if not LIBRARY.exists():
+        return "the native library was not built (no C++ compiler at install time)"
+    try:
+        library = _library()
+    except OSError as error:
+        return f"the native library does not load: {error}"
+    if not library.native_supported():
+        return "the processor has no AVX-512 BF16"
+    return None
+
+
+class NativeDecoder:
+    """Packed weights, a paged KV cache, and `step`."""
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        *,
+        cosines: npt.NDArray[np.float32],
+        sines: npt.NDArray[np.float32],
+        num_threads: int,
+    ) -> None:
+        """Reserve room for the weights; `set_layer` does for the cache.
+
+        `cosines` and `sines` are float32 [max_positions, head_dim / 2].
+        Raises `NotEnoughMemoryError`.
+        """
+        self.shape = shape
+        self._library = _library()
+        sizes = NativeShape(
+            shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
+            shape.vocab, cosines.shape[0], num_threads, shape.norm_eps,
+            shape.attention_scale,
+        )  # fmt: skip
+        self._decoder: Any = ctypes.c_void_p(
+            self._library.native_create(ctypes.byref(sizes), _address(cosines), _address(sines))
+        )
+        if not self._decoder:
+            raise NotEnoughMemoryError(f"the weights do not fit the memory; {REMEDY}")
+
+    def set_layer(self, layer: int, *, group: int, num_blocks: int, window: int | None) -> None:
+        """Give a layer its KV blocks, and say which block table it uses and how far it sees.
+
+        Raises `NotEnoughMemoryError`.
+        """
+        if not self._library.native_set_layer(self._decoder, layer, group, num_blocks, window or 0):
+            raise NotEnoughMemoryError(f"the KV cache does not fit the memory; {REMEDY}")
+
+    def set_linear(
+        self, which: NativeLinear, layer: int, parts: Sequence[npt.NDArray[np.uint16]]
+    ) -> None:
+        """Pack a linear layer from its row-major parts, bf16 bits [rows, inputs] each.
+
+        QKV takes three parts, GATE_UP two, the others one; rows need not be contiguous arrays of
+        one file, but each part must be C-contiguous.
+        """
+        addresses = np.concatenate(
+            [
+                part.ctypes.data + np.arange(part.shape[0], dtype=np.uint64) * part.strides[0]
+                for part in parts
+            ]
+        ).astype(np.uint64)
+        self._library.native_set_linear(
+            self._decoder, int(which), layer, _address(addresses), len(addresses)
+        )
+
+    def set_vector(self, which: NativeVector, layer: int, values: npt.NDArray[np.float32]) -> None:
+        """Set a norm's weight or a bias, float32 [size]."""
+        self._library.native_set_vector(
+            self._decoder, int(which), layer, _address(values), values.size
+        )
+
+    def set_embedding(self, rows: npt.NDArray[np.uint16]) -> None:
+        """Set an embedding that is not tied to the head, bf16 bits [vocab, hidden]."""
+        self._library.native_set_embedding(self._decoder, _address(rows))
+
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Compute a batch; logits float32 [num_logits, vocab]."""
+        sequences = (NativeSequence * len(batch.sequences))()
+        tables = [np.array(scheduled.block_tables, np.int32) for scheduled in batch.sequences]
+        token_ids: list[int] = []
+        logit_tokens: list[int] = []
+        for native, scheduled, table in zip(sequences, batch.sequences, tables, strict=True):
+            native.first_token = len(token_ids)
+            native.num_tokens = len(scheduled.token_ids)
+            native.start = scheduled.start
+            native.table_length = table.shape[1]
+            native.block_tables = table.ctypes.data
+            token_ids += scheduled.token_ids
+            logit_tokens += range(len(token_ids) - scheduled.num_logits, len(token_ids))
+        logits = np.empty((len(logit_tokens), self.shape.vocab), np.float32)
+        self._library.native_step(
+            self._decoder,
+            _address(np.array(token_ids, np.int32)),
+            len(token_ids),
+            sequences,
+            len(sequences),
+            _address(np.array(logit_tokens, np.int32)),
+            len(logit_tokens),
+            _address(logits),
+        )
+        return logits
+
+    def close(self) -> None:
+        """Free weights and cache."""
+        if self._decoder:
+            self._library.native_destroy(self._decoder)
+            self._decoder = None
+
+
+def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    """Where a C-contiguous array lies; the pointer keeps the array alive."""
+    if not array.flags.c_contiguous:
+        raise IntegrityError("the kernels take C-contiguous arrays only")
+    return array.ctypes.data_as(ctypes.c_void_p)
