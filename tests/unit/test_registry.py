@@ -1,0 +1,144 @@
+"""Finding loaders: listing imports nothing, and what cannot be had is one clear error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tgwui_k8s.errors import LoaderUnavailableError
+from tgwui_k8s.registry import available, get_loader
+from tgwui_k8s.storage.loader_names import LOADER_NAMES, canonical_loader_name
+
+METADATA = """\
+Metadata-Version: 2.4
+Name: strange-loaders
+Version: 1.0
+Provides-Extra: missing-library
+Requires-Dist: no-such-library>=2; extra == "missing-library"
+Requires-Dist: pytest>=1; extra == "missing-library"
+Requires-Dist: packaging<1; extra == "missing-library"
+Requires-Dist: click
+"""
+ENTRY_POINTS = """\
+[tgwui_k8s.loaders]
+Missing_Library = strange_loaders_missing:Loader
+No.Class = strange_loaders_empty:Loader
+Good = strange_loaders_good:Loader
+"""
+
+
+@pytest.fixture(name="_installed")
+def installed_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another distribution that brings three loaders, two of them broken."""
+    information = tmp_path / "strange_loaders-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(METADATA)
+    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    (tmp_path / "strange_loaders_missing.py").write_text("import no_such_library\n")
+    (tmp_path / "strange_loaders_empty.py").write_text("")
+    (tmp_path / "strange_loaders_good.py").write_text(
+        "class Loader:\n    name = 'Good'\n    options = {}\n    def load(self, r, p): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("strange_loaders")]:
+        del sys.modules[name]
+
+
+def test_own_loaders_are_listed() -> None:
+    """Those declared in pyproject.toml, with what they need."""
+    entries = {entry.name: entry for entry in available()}
+
+    assert {"fake", "Transformers"} <= set(entries)
+    assert entries["fake"].is_installed
+    assert entries["fake"].requirements == ()
+    assert entries["Transformers"].install_line == "pip install 'tgwui-k8s[transformers]'"
+    assert any(text.startswith("torch>=") for text in entries["Transformers"].requirements)
+    assert set(entries) <= set(LOADER_NAMES)
+
+
+def test_listing_imports_no_loader() -> None:
+    """A fresh interpreter that lists the loaders has neither them nor torch."""
+    program = (
+        "import sys; from tgwui_k8s.registry import available; assert available();"
+        "assert not {'torch', 'transformers', 'loaders'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_other_distributions_bring_loaders_too() -> None:
+    """Any installed package may declare loaders, and may have an extra for each."""
+    entries = {entry.name: entry for entry in available()}
+    missing = entries["Missing_Library"]
+
+    assert missing.requirements == ("no-such-library>=2", "pytest>=1", "packaging<1")
+    assert missing.missing == ("no-such-library>=2", "packaging<1")
+    assert not missing.is_installed
+    assert missing.install_line == "pip install 'strange-loaders[missing-library]'"
+    assert entries["Good"].install_line == "pip install 'strange-loaders'"
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize("name", ["Good", "good", "GOOD"])
+def test_names_are_found_in_any_case(name: str) -> None:
+    """Upstream writes loader names in many ways."""
+    assert get_loader(name).name == "Good"
+
+
+@pytest.mark.usefixtures("_installed")
+def test_missing_library_names_the_install_line() -> None:
+    """The error says what is missing and the command that brings it."""
+    with pytest.raises(LoaderUnavailableError) as caught:
+        get_loader("missing_library")
+
+    assert "no_such_library" in str(caught.value)
+    assert "pip install 'strange-loaders[missing-library]'" in str(caught.value)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_broken_module_is_an_error_of_ours() -> None:
+    """An entry point whose class is not there does not end in a traceback of someone else's."""
+    with pytest.raises(LoaderUnavailableError, match=r"'No\.Class' cannot be imported"):
+        get_loader("No.Class")
+
+
+def test_unknown_name_lists_what_there_is() -> None:
+    """A typing mistake shows the loaders."""
+    with pytest.raises(LoaderUnavailableError, match=r"'nope' is unknown; there are: .*fake"):
+        get_loader("nope")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("transformers", "Transformers"),
+        ("llamacpp", "llama.cpp"),
+        ("llama_cpp", "llama.cpp"),
+        ("llamacpp_HF", "llama.cpp"),
+        ("AutoAWQ", "AutoAWQ"),
+        ("auto-gptq", "AutoGPTQ"),
+        ("VLLM", "vLLM"),
+        ("neuron", "Neuron"),
+        ("Somebody.Elses", "Somebody.Elses"),
+    ],
+)
+def test_spellings_lead_to_one_name(spelling: str, name: str) -> None:
+    """Case and punctuation do not matter; names of other packages are left as they are."""
+    assert name == canonical_loader_name(spelling)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ExLlamav2_HF", "ExLlama", "ExLlamav3", "ctransformers", "QuIP#", "HQQ", "GPTQ-for-LLaMa"],
+)
+def test_upstreams_other_loaders_get_advice(name: str) -> None:
+    """A loader of text-generation-webui that is not here answers with what to use instead."""
+    with pytest.raises(LoaderUnavailableError) as caught:
+        get_loader(name)
+
+    assert f"loader '{name}' is not shipped; " in str(caught.value)
