@@ -31,6 +31,10 @@ from tgwui_k8s.errors import (
 from tgwui_k8s.sampling import SamplingParams
 
 
+MAX_CHOICES_IN_ALL = 2048
+"""Over all prompts of one request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What a route has understood of its request."""
@@ -54,12 +58,13 @@ def engine_requests(
 
     Raises `InvalidRequestError` where lengths, token ids or extensions do not fit the model.
     """
+    _check_num_choices(asked)
     prompts = [_usable(prompt, request, asked.param, model) for prompt in asked.prompts]
     negative = _negative_prompt(request, model)
     lengths = [_max_tokens(len(prompt), len(negative), request, asked, model) for prompt in prompts]
     timeout_seconds = timeout_of(request, settings)
     resumed = _resumed(request, asked, model)
-    _check_resumed_lengths(request, resumed)
+    _check_resumed_lengths(request, resumed, prompts, model)
     params = sampling_params(
         request,
         model,
@@ -191,13 +196,43 @@ def _resumed(
     return tuple(tuple(token_ids) for token_ids in request.resume_token_ids)
 
 
-def _check_resumed_lengths(request: GenerationFields, resumed: tuple[tuple[int, ...], ...]) -> None:
+def _check_resumed_lengths(
+    request: GenerationFields,
+    resumed: tuple[tuple[int, ...], ...],
+    prompts: list[list[int]],
+    model: ServedModel,
+) -> None:
+    """No more text can have been delivered than the resumed tokens have."""
     lengths = request.resume_text_lengths
-    if lengths is not None and len(lengths) != len(resumed):
+    if lengths is None:
+        return
+    if len(lengths) != len(resumed):
+        raise _wrong_lengths(f"one per list of 'resume_token_ids', that is {len(resumed)}")
+    skips = request.skip_special_tokens is not False
+    num_choices = len(resumed) // len(prompts)
+    for index, (length, token_ids) in enumerate(zip(lengths, resumed, strict=True)):
+        detokenizer = model.tokenizer.detokenizer(skip_special_tokens=skips)
+        detokenizer.prime(prompts[index // num_choices])
+        text = "".join(map(detokenizer.step, token_ids)) + detokenizer.flush()
+        if length > len(text):
+            raise _wrong_lengths(f"at most {len(text)} for choice {index}, whose text is so long")
+
+
+def _wrong_lengths(expected: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid 'resume_text_lengths': expected {expected}.",
+        param="resume_text_lengths",
+        code="invalid_value",
+    )
+
+
+def _check_num_choices(asked: Asked) -> None:
+    num_choices = len(asked.prompts) * asked.num_choices
+    if num_choices > MAX_CHOICES_IN_ALL:
         raise InvalidRequestError(
-            f"Invalid 'resume_text_lengths': expected one length per list of 'resume_token_ids', "
-            f"that is {len(resumed)}, but got {len(lengths)}.",
-            param="resume_text_lengths",
+            f"The request asks for {num_choices} choices in all; at most {MAX_CHOICES_IN_ALL} "
+            "are possible.",
+            param=asked.param,
             code="invalid_value",
         )
 
