@@ -15,6 +15,11 @@ Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 
+def count(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are true in each row; NumPy is slow to count along an axis."""
+    return np.array([np.count_nonzero(row) for row in mask], np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """softmax(logits) as `weights / total`, where weights = exp(logits - peak)."""

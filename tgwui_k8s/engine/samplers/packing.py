@@ -1,4 +1,4 @@
-"""Moving the elements that count to the front, so that later work is small."""
+"""Leaving removed candidates out, so that later work is small; finding the others again."""
 
 from __future__ import annotations
 
@@ -7,41 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tgwui_k8s.runtime.samplers.kernels import Candidates
-
-
-def pack(values: NDArray[np.float32], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The wanted values of each row in their order, padded with 0 to equal length (1 at least)."""
-    rows, columns, slots, width = _places(wanted)
-    packed = np.zeros((len(values), max(width, 1)), np.float32)
-    packed[rows, slots] = values[rows, columns]
-    return packed
+from tgwui_k8s.engine.samplers.distribution import count
+from tgwui_k8s.runtime.samplers.kernels import PADDING, Candidates
 
 
 def compact(candidates: Candidates) -> Candidates:
-    """Leave removed candidates out, where that at least halves the columns."""
+    """The same candidates in as few columns as they need, where that at least halves them."""
     logits = candidates.logits
-    present = logits > -np.inf
     num_rows, num_columns = logits.shape
-    widest = int(np.count_nonzero(present, axis=1).max())
-    if 2 * widest > num_columns or widest == 0:
+    present = logits > -np.inf
+    width = int(count(present).max())
+    if 2 * width > num_columns:
         return candidates
-    rows, columns, slots, width = _places(present)
-    kept = np.full((num_rows, width), -np.inf, np.float32)
-    # Padding sorts behind every token.
-    token_ids = np.full((num_rows, width), np.iinfo(np.int64).max, np.int64)
-    kept[rows, slots] = logits[rows, columns]
-    if candidates.token_ids is None:
-        token_ids[rows, slots] = columns
-    else:
-        token_ids[rows, slots] = candidates.token_ids[rows, columns]
+    kept = np.full((num_rows, max(width, 1)), -np.inf, np.float32)
+    token_ids = np.full(kept.shape, PADDING, np.int64)
+    for row in range(num_rows):
+        columns = np.flatnonzero(present[row])
+        kept[row, : len(columns)] = logits[row, columns]
+        token_ids[row, : len(columns)] = (
+            columns if candidates.token_ids is None else candidates.token_ids[row, columns]
+        )
     return Candidates(kept, token_ids)
 
 
-def _places(wanted: NDArray[np.bool_]) -> tuple[Any, Any, Any, int]:
-    """Row, column and place within its row of everything wanted, and the largest number per row."""
-    counts = np.count_nonzero(wanted, axis=1)
-    flat = np.flatnonzero(wanted)
-    rows, columns = np.divmod(flat, wanted.shape[1])
-    firsts = np.cumsum(counts) - counts
-    return rows, columns, np.arange(len(flat)) - np.repeat(firsts, counts), int(counts.max())
+def find(
+    candidates: Candidates, rows: NDArray[np.int64], token_ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The columns of these tokens in these rows, and which of them are there at all."""
+    if candidates.token_ids is None:
+        return token_ids, np.ones(len(token_ids), np.bool_)
+    num_rows, num_columns = candidates.token_ids.shape
+    # Ascending in every row: with the row in front, ascending altogether.
+    keys: NDArray[Any] = candidates.token_ids + 2 * PADDING * np.arange(num_rows)[:, None]
+    wanted = token_ids + 2 * PADDING * rows
+    places = np.minimum(np.searchsorted(keys.ravel(), wanted), keys.size - 1)
+    return places - rows * num_columns, keys.ravel()[places] == wanted

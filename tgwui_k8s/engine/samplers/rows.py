@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgwui_k8s.engine.samplers import temperature, truncation
-from tgwui_k8s.engine.samplers.distribution import Distribution, Float
-from tgwui_k8s.engine.samplers.packing import compact
+from tgwui_k8s.engine.samplers.distribution import Distribution, Float, count
+from tgwui_k8s.engine.samplers.packing import compact, find
 from tgwui_k8s.runtime.samplers.kernels import Candidates, TopTokens
 
 _ELEMENTS_PER_PASS = 2**18
@@ -63,16 +63,26 @@ class NumpyKernels:
             logits[row, len(allowed) :] = -np.inf
 
     def add_at(
-        self, logits: Float, rows: NDArray[np.int64], token_ids: NDArray[np.int64], values: Any
+        self,
+        candidates: Candidates,
+        rows: NDArray[np.int64],
+        token_ids: NDArray[np.int64],
+        values: NDArray[np.float64],
     ) -> None:
-        logits[rows, token_ids] += values.astype(np.float32)
+        columns, found = find(candidates, rows, token_ids)
+        candidates.logits[rows[found], columns[found]] += values[found].astype(np.float32)
 
     def scale_at(
-        self, logits: Float, rows: NDArray[np.int64], token_ids: NDArray[np.int64], values: Any
+        self,
+        candidates: Candidates,
+        rows: NDArray[np.int64],
+        token_ids: NDArray[np.int64],
+        values: NDArray[np.float64],
     ) -> None:
-        factors = values.astype(np.float32)
-        old = logits[rows, token_ids]
-        logits[rows, token_ids] = np.where(old > 0, old / factors, old * factors)
+        columns, found = find(candidates, rows, token_ids)
+        places, factors = (rows[found], columns[found]), values[found].astype(np.float32)
+        old = candidates.logits[places]
+        candidates.logits[places] = np.where(old > 0, old / factors, old * factors)
 
     def empty_broken(self, logits: Float) -> None:
         peaks = logits.max(axis=1)
@@ -123,9 +133,11 @@ class NumpyKernels:
         if candidates.token_ids is not None:
             columns = (candidates.token_ids == columns[:, None]).argmax(axis=1)
         own = logits[rows, columns]
-        earlier = np.arange(logits.shape[1]) < columns[:, None]
-        ranks = 1 + np.count_nonzero(logits > own[:, None], axis=1)
-        ranks += np.count_nonzero((logits == own[:, None]) & earlier, axis=1)
+        ranks = 1 + count(logits > own[:, None])
+        ranks += [
+            np.count_nonzero(values[:column] == value)
+            for values, column, value in zip(logits, columns, own, strict=True)
+        ]
         best = _best_columns(logits, min(num_top, logits.shape[1]))
         distribution = Distribution.of(logits)
         log_sum = distribution.peak + distribution.log_total
@@ -161,11 +173,11 @@ def _invert(weights: Float, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
     totals = before[:, -1]
     goals = np.minimum(uniforms * totals, np.nextafter(totals, 0.0))
     rows = np.arange(num_rows)
-    block = np.minimum(np.count_nonzero(before <= goals[:, None], axis=1), num_blocks - 1)
+    block = np.minimum(count(before <= goals[:, None]), num_blocks - 1)
     inside = blocks[rows, block]
     goals -= np.where(block > 0, before[rows, block - 1], 0.0)
     reached = np.cumsum(inside, axis=1, dtype=np.float64)
-    column = np.count_nonzero(reached <= goals[:, None], axis=1)
+    column = count(reached <= goals[:, None])
     # Both levels round; never step past the last token that can come.
     last = _BLOCK - 1 - np.argmax(inside[:, ::-1] > 0, axis=1)
     columns: NDArray[np.int64] = np.minimum(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tgwui_k8s.engine.samplers.distribution import Distribution, Float
+from tgwui_k8s.engine.samplers.distribution import Distribution, Float, count
 from tgwui_k8s.runtime.samplers.kernels import LEAST_TEMPERATURE
 
 
@@ -20,7 +20,7 @@ def dynamic_temperature(logits: Float, low: Float, high: Float, exponent: Float)
     entropy is the logarithm of the number of candidates.
     """
     entropy = Distribution.of(logits).entropy(logits)
-    num_candidates = np.count_nonzero(logits > -np.inf, axis=1, keepdims=True)
+    num_candidates = count(logits > -np.inf)[:, None]
     share = np.clip(entropy / np.log(np.maximum(num_candidates, 2)), 0.0, 1.0)
     temperature(logits, (low + (high - low) * share**exponent).astype(np.float32))
 

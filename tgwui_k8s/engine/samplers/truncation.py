@@ -12,9 +12,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tgwui_k8s.engine.samplers.distribution import Distribution, Double, Float
-from tgwui_k8s.engine.samplers.packing import pack
+from tgwui_k8s.engine.samplers.distribution import Distribution, Double, Float, count
 from tgwui_k8s.runtime.samplers.kernels import LOG_TOLERANCE, MASS_TOLERANCE
+
+_FIRST_WINDOW = 1024
+"""Tokens that nucleus sampling sorts before it asks whether they are enough."""
 
 # ------------------------------------------------------------------------------- by threshold
 
@@ -23,11 +25,11 @@ def top_n_sigma(logits: Float, num_sigmas: Float) -> None:
     """Keep logits within so many standard deviations of the largest (Tang et al. 2024)."""
     peak = Distribution.of(logits).peak
     present = logits > -np.inf
-    count = np.maximum(np.count_nonzero(present, axis=1, keepdims=True), 1)
+    number = np.maximum(count(present)[:, None], 1)
     distance = np.where(present, logits - peak, np.float32(0))
-    mean = distance.sum(axis=1, keepdims=True, dtype=np.float64) / count
+    mean = distance.sum(axis=1, keepdims=True, dtype=np.float64) / number
     deviation = np.where(present, distance - mean.astype(np.float32), np.float32(0))
-    variance = np.square(deviation).sum(axis=1, keepdims=True, dtype=np.float64) / count
+    variance = np.square(deviation).sum(axis=1, keepdims=True, dtype=np.float64) / number
     _drop_below(logits, peak, -num_sigmas * np.sqrt(variance))
 
 
@@ -86,26 +88,26 @@ def xtc(logits: Float, threshold: Float, protected: NDArray[np.bool_]) -> None:
 def top_k(logits: Float, number: Float) -> None:
     """Keep the so many most likely tokens."""
     counts = np.clip(number[:, 0].astype(np.int64), 1, logits.shape[1])
-    largest = int(counts.max())
-    if largest == logits.shape[1]:
-        best = np.sort(logits, axis=1)
-    else:
-        best = np.sort(np.partition(logits, -largest, axis=1)[:, -largest:], axis=1)
-    cuts = best[np.arange(len(best)), largest - counts]
-    _keep_best(logits, logits, cuts, counts)
+    best = _largest(logits, int(counts.max()))
+    _keep_best(logits, logits, best[np.arange(len(best)), counts - 1], counts)
 
 
 def top_p(logits: Float, mass: Float) -> None:
     """Keep the fewest most likely tokens that together reach this probability (nucleus).
 
-    Holtzman et al. 2019. Tokens below (1 - mass) / n are never needed, as all of them together
-    hold less than 1 - mass: usually only few are left to be sorted.
+    Holtzman et al. 2019. The tokens that can matter are nearly always among the best thousand;
+    where they are not, more are sorted.
     """
     distribution = Distribution.of(logits)
-    share = np.clip(1.0 - mass.astype(np.float64), 0.0, 1.0) / logits.shape[1]
-    needed = distribution.weights >= (distribution.total * share).astype(np.float32)
-    ordered = np.sort(pack(distribution.weights, needed), axis=1)[:, ::-1]
-    _keep_mass(logits, distribution.weights, ordered, ordered, distribution.total * mass)
+    goal = distribution.total * mass
+    number = _FIRST_WINDOW
+    while True:
+        best = _largest(distribution.weights, number)
+        reached = np.cumsum(best, axis=1, dtype=np.float64)
+        if number >= logits.shape[1] or (reached[:, -1:] >= goal).all():
+            break
+        number *= 4
+    _keep_mass(logits, distribution.weights, best, reached, goal)
 
 
 def typical_p(logits: Float, mass: Float) -> None:
@@ -122,7 +124,8 @@ def typical_p(logits: Float, mass: Float) -> None:
     order = np.argsort(closeness, axis=1)[:, ::-1]
     ordered = np.take_along_axis(closeness, order, axis=1)
     weights = np.take_along_axis(distribution.weights, order, axis=1)
-    _keep_mass(logits, closeness, ordered, weights, distribution.total * mass)
+    reached = np.cumsum(weights, axis=1, dtype=np.float64)
+    _keep_mass(logits, closeness, ordered, reached, distribution.total * mass)
 
 
 def tfs(logits: Float, share: Float) -> None:
@@ -132,14 +135,13 @@ def tfs(logits: Float, share: Float) -> None:
     sum up to `share` at the cut. The most likely token is kept besides.
     """
     distribution = Distribution.of(logits)
-    ordered = np.sort(distribution.weights, axis=1)[:, ::-1]
+    ordered = _largest(distribution.weights, logits.shape[1])
     falling = np.pad(ordered.astype(np.float64), ((0, 0), (0, 2)))
     bends = np.abs(np.diff(falling, n=2, axis=1))
     reached = np.cumsum(bends, axis=1)
     goal = (share + MASS_TOLERANCE) * reached[:, -1:]
-    counts = 1 + np.count_nonzero(reached[:, :-1] <= goal, axis=1)
-    cuts = ordered[np.arange(len(ordered)), counts - 1]
-    _keep_best(logits, distribution.weights, cuts, counts)
+    counts = 1 + count(reached[:, :-1] <= goal)
+    _keep_best(logits, distribution.weights, ordered[np.arange(len(ordered)), counts - 1], counts)
 
 
 # ------------------------------------------------------------------------------------ helpers
@@ -159,25 +161,31 @@ def _drop_below(logits: Float, peak: Float, log_least: Double) -> None:
     np.copyto(logits, -np.inf, where=logits < _limit(peak, log_least))
 
 
-def _keep_mass(logits: Float, keys: Float, ordered: Float, weights: Float, goal: Double) -> None:
+def _largest(values: Float, number: int) -> Float:
+    """The so many largest values of each row, best first; all of them where there are fewer."""
+    if number < values.shape[1]:
+        values = np.partition(values, -number, axis=1)[:, -number:]
+    # Sorted as negatives: a reversed view would slow down what reads it.
+    negatives = -values
+    negatives.sort(axis=1)
+    return np.negative(negatives, out=negatives)
+
+
+def _keep_mass(logits: Float, keys: Float, ordered: Float, reached: Double, goal: Double) -> None:
     """Keep the candidates with the best keys, as few as have weights that sum up to the goal.
 
-    `ordered` are keys in falling order, `weights` the weights that go with them.
+    `ordered` are keys in falling order, `reached` the running sums of the weights beside them.
     """
-    reached = np.cumsum(weights, axis=1, dtype=np.float64)
     missing = reached < goal - MASS_TOLERANCE * np.maximum(goal, 1.0)
-    counts = np.minimum(np.count_nonzero(missing, axis=1) + 1, ordered.shape[1])
-    cuts = ordered[np.arange(len(ordered)), counts - 1]
-    _keep_best(logits, keys, cuts, counts)
+    counts = np.minimum(count(missing) + 1, ordered.shape[1])
+    _keep_best(logits, keys, ordered[np.arange(len(ordered)), counts - 1], counts)
 
 
-def _keep_best(
-    logits: Float, keys: Float, cuts: Float, counts: NDArray[np.int64] | NDArray[np.intp]
-) -> None:
+def _keep_best(logits: Float, keys: Float, cuts: Float, counts: NDArray[np.int64]) -> None:
     """Keep the `counts` candidates with the best keys; `cuts` are the keys of the last of them."""
     kept = keys >= cuts[:, None]
-    surplus = np.count_nonzero(kept, axis=1) - counts
+    surplus = count(kept) - counts
     for row in np.flatnonzero(surplus > 0):
         equals = np.flatnonzero(keys[row] == cuts[row])
         kept[row, equals[len(equals) - surplus[row] :]] = False
-    np.copyto(logits, -np.inf, where=~kept)
+    np.copyto(logits, -np.inf, where=np.logical_not(kept, out=kept))

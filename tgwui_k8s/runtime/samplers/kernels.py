@@ -27,6 +27,10 @@ LEAST_TEMPERATURE = 1e-5
 """Below this, quotients would overflow float32; the draw is as good as greedy long before."""
 
 
+PADDING = 2**40
+"""The token id of an empty place in `Candidates`: behind every token, and its logit is -inf."""
+
+
 @dataclass(slots=True)
 class Candidates:
     """Logits of several rows, with the tokens they belong to.
@@ -83,15 +87,26 @@ class Kernels(Protocol):
         ...
 
     def add_at(
-        self, logits: Array, rows: NDArray[np.int64], token_ids: NDArray[np.int64], values: Any
+        self,
+        candidates: Candidates,
+        rows: NDArray[np.int64],
+        token_ids: NDArray[np.int64],
+        values: NDArray[np.float64],
     ) -> None:
-        """Add `values[i]` (host, float64) to one logit each; pairs of row and token are unique."""
+        """Add `values[i]` to the logit of one token each; nothing to tokens removed before.
+
+        The three arrays are equally long and on the host; no pair of row and token comes twice.
+        """
         ...
 
     def scale_at(
-        self, logits: Array, rows: NDArray[np.int64], token_ids: NDArray[np.int64], values: Any
+        self,
+        candidates: Candidates,
+        rows: NDArray[np.int64],
+        token_ids: NDArray[np.int64],
+        values: NDArray[np.float64],
     ) -> None:
-        """Divide each logit by its value where it is positive, else multiply them."""
+        """Divide a logit by its value where it is positive, else multiply them; like `add_at`."""
         ...
 
     def empty_broken(self, logits: Array) -> None:

@@ -186,8 +186,8 @@ class RowSampler:
             everyone = list(range(len(group)))
             biases = [job.plan.bias for job in group]
             bans = [job.plan.bans(job.row.position) for job in group]
-            self._edit(prepared, everyone, biases, scaling=False)
-            self._edit(prepared, everyone, bans, scaling=False)
+            self._edit(Candidates(prepared), everyone, biases, scaling=False)
+            self._edit(Candidates(prepared), everyone, bans, scaling=False)
         return prepared
 
     def _take_guided(self, logits: Logits, group: list[Job]) -> Array:
@@ -210,15 +210,14 @@ class RowSampler:
             acting["xtc"] = [i for i in acting["xtc"] if group[i].plan.xtc_acts(group[i].row)]
         names = [name for name in group[0].plan.order if acting.get(name)]
         candidates = Candidates(prepared)
-        for step, name in enumerate(names):
+        for name in names:
             rows = acting[name]
             if name in EDITS:
                 edits = [group[i].plan.edit(name) for i in rows]
-                self._edit(candidates.logits, rows, edits, scaling=name in SCALING)
+                self._edit(candidates, rows, edits, scaling=name in SCALING)
             else:
                 self._apply(name, candidates, rows, group)
-            # Edits find their tokens by column.
-            if name in TRUNCATIONS and EDITS.isdisjoint(names[step:]):
+            if name in TRUNCATIONS:
                 candidates = self._kernels.compact(candidates)
         return candidates
 
@@ -235,14 +234,14 @@ class RowSampler:
             candidates.logits[rows] = part.logits
 
     def _edit(
-        self, logits: Array, rows: list[int], edits: Sequence[Edit], *, scaling: bool
+        self, candidates: Candidates, rows: list[int], edits: Sequence[Edit], *, scaling: bool
     ) -> None:
         """Apply one edit to each of these rows."""
         sizes = [len(edit.token_ids) for edit in edits]
         if any(sizes):
             apply = self._kernels.scale_at if scaling else self._kernels.add_at
             apply(
-                logits,
+                candidates,
                 np.repeat(np.array(rows, np.int64), sizes),
                 np.concatenate([edit.token_ids for edit in edits]),
                 np.concatenate([edit.values for edit in edits]),
