@@ -59,7 +59,6 @@ class PieceDetokenizer:
                 tail.append(token_id)
                 if len(tail) == _MAX_CHARACTER_BYTES:
                     break
-        self._at_start = not tail
         for token_id in reversed(tail):
             self.step(token_id)
 
@@ -73,10 +72,10 @@ class PieceDetokenizer:
         return self._decode(self._pending + piece)
 
     def flush(self) -> str:
-        num_replaced = len(self._pending) if self._pieces.replaces_each_byte else 1
-        text = REPLACEMENT * num_replaced if self._pending else ""
-        self._pending = b""
-        return text
+        pending, self._pending = self._pending, b""
+        if self._pieces.replaces_each_byte:
+            return REPLACEMENT * len(pending)
+        return pending.decode("utf-8", "replace")
 
     def _decode(self, data: bytes) -> str:
         """Characters that `data` completes; the rest of it is pending afterwards."""

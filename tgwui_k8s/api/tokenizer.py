@@ -152,13 +152,13 @@ def _declare_special_tokens(
     """
     added = backend.get_added_tokens_decoder()
     special_ids = {token_id for token_id, token in added.items() if token.special}
-    flagged = {backend.token_to_id(token) for token in special.flagged}
-    named = {backend.token_to_id(token) for token in (*special.names.values(), *special.others)}
-    special_ids |= (flagged | (named - added.keys())) - {None}
-    backend.add_special_tokens(
-        [
-            tokenizers.AddedToken(backend.id_to_token(token_id), special=True, normalized=False)
-            for token_id in sorted(special_ids - added.keys())
-        ]
-    )
+    named = {*special.names.values(), *special.others} - {token.content for token in added.values()}
+    for content in {*named, *special.flagged}:
+        token_id = backend.token_to_id(content)
+        if token_id is None:
+            continue
+        special_ids.add(token_id)
+        if token_id not in added:
+            token = tokenizers.AddedToken(content, special=True, normalized=False)
+            backend.add_special_tokens([token])
     return frozenset(special_ids)

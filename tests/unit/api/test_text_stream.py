@@ -304,12 +304,16 @@ def test_unfinished_character_is_held_and_flushed_at_the_end() -> None:
     assert stream.feed((), final=True).text == "\ufffd"
 
 
-def test_character_begun_by_the_prompt_is_completed() -> None:
+@pytest.mark.parametrize("name", ["byte-level", "gemma"])
+def test_character_begun_by_the_prompt_is_completed(name: str) -> None:
     """A prompt of token ids may end inside a character: the stream gives that character."""
-    tokenizer = make_tokenizer("byte-level")
-    ids = tokenizer.encode("😀!", add_special_tokens=False)
+    tokenizer = make_tokenizer(name)
+    ids = tokenizer.encode("a𐍈!", add_special_tokens=False)
+    assert len(ids) == 6
 
-    assert TextStream(tokenizer, ids[:1]).feed(ids[1:], final=True).text == "😀!"
+    for num_prompt_tokens in range(1, 5):
+        stream = TextStream(tokenizer, ids[:num_prompt_tokens])
+        assert stream.feed(ids[num_prompt_tokens:], final=True).text == "𐍈!"
 
 
 @pytest.mark.parametrize("name", ["llama", "unigram", "metaspace"])
@@ -322,6 +326,28 @@ def test_first_word_keeps_its_space_only_behind_a_prompt(name: str) -> None:
     assert TextStream(tokenizer, prompt).feed(word, final=True).text == " the"
     assert TextStream(tokenizer, [1]).feed(word, final=True).text == "the"
     assert TextStream(tokenizer, [1], skip_special_tokens=False).feed(word).text == " the"
+
+
+def test_stop_string_counts_once_min_tokens_are_there() -> None:
+    """The token that is the last of `min_tokens` may complete a stop string, none before it."""
+    tokenizer = make_tokenizer("gemma")
+    ids = tokenizer.encode("...", add_special_tokens=False)
+    num_tokens = len(ids)
+    assert num_tokens == 3
+
+    for min_tokens, expected in [(0, ""), (1, ""), (2, "."), (3, ".."), (4, "...")]:
+        stream = TextStream(tokenizer, [], stop=["."], min_tokens=min_tokens)
+        assert text_of(feed_all(stream, [[token_id] for token_id in ids])) == expected
+
+
+def test_nothing_is_held_where_the_stop_string_is_wanted() -> None:
+    """With `include_stop_text` every character leaves at once."""
+    tokenizer = make_tokenizer("gemma")
+    stream = TextStream(tokenizer, [], stop=["abc"], include_stop_text=True)
+    pieces = [stream.feed(tokenizer.encode(letter, add_special_tokens=False)) for letter in "abcd"]
+
+    assert [piece.text for piece in pieces] == ["a", "b", "c", ""]
+    assert pieces[-1].stop_text == "abc"
 
 
 def test_choices_share_one_automaton() -> None:

@@ -97,6 +97,20 @@ def test_decode_of_byte_tokens_follows_sentencepiece(name: str, data: st.DataObj
     assert decoded == backend.decoder.decode(text)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"\xed\xa1", b"\xed\xa1a", b"\xe2\x82", b"\xe2\x82a", b"\xe0\x80", b"\xff", b"\xf0\x9f"],
+)
+def test_broken_bytes_show_as_the_library_shows_them(data: bytes) -> None:
+    """As many U+FFFD as the library writes, also for halves of surrogates."""
+    backend = make_backend("byte-level")
+    tokenizer = make_tokenizer("byte-level")
+    id_of_byte = {tokenizer.token_bytes(token_id): token_id for token_id in range(400)}
+    ids = [id_of_byte[data[index : index + 1]] for index in range(len(data))]
+
+    assert tokenizer.decode(ids) == backend.decode(ids)
+
+
 @given(st.sampled_from(BYTE_FALLBACK_NAMES), st.text("ab ▁é日😀\n", max_size=20))
 @settings(deadline=None)
 def test_decode_of_valid_byte_tokens_equals_the_library(name: str, text: str) -> None:
