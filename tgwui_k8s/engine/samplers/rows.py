@@ -88,7 +88,7 @@ class NumpyKernels:
         peaks = logits.max(axis=1)
         logits[~np.isfinite(peaks)] = -np.inf
 
-    def columns(self, parameters: Sequence[Sequence[float]]) -> Sequence[Float]:
+    def columns(self, parameters: Sequence[Sequence[float]], logits: Float) -> Sequence[Float]:
         return [np.array(numbers, np.float32)[:, None] for numbers in parameters]
 
     def positions_of(

@@ -113,8 +113,8 @@ class Kernels(Protocol):
         """Remove all candidates of rows that hold NaN or +inf."""
         ...
 
-    def columns(self, parameters: Sequence[Sequence[float]]) -> Sequence[Array]:
-        """Host numbers as float32 columns [rows, 1], one per parameter."""
+    def columns(self, parameters: Sequence[Sequence[float]], logits: Array) -> Sequence[Array]:
+        """Host numbers as float32 columns [rows, 1], one per parameter, where `logits` lie."""
         ...
 
     def positions_of(self, candidates: Candidates, token_ids: Sequence[Sequence[int]]) -> Array:

@@ -225,7 +225,7 @@ class RowSampler:
         """Run one sampler over the rows it acts on; the others stay untouched."""
         part = candidates if len(rows) == len(group) else _part(candidates, rows)
         plans = [group[i].plan for i in rows]
-        columns = list(self._kernels.columns(_parameters(name, plans)))
+        columns = list(self._kernels.columns(_parameters(name, plans), part.logits))
         if name == "xtc":
             protected = [group[i].row.eos_token_ids for i in rows]
             columns.append(self._kernels.positions_of(part, protected))
