@@ -105,10 +105,12 @@ def error_headers(error: RequestError) -> dict[str, str]:
     """What clients act upon: when to come back, and whether to try again at all."""
     if isinstance(error, UnavailableError):
         return {"retry-after": str(error.retry_after_seconds)}
-    if isinstance(error, InternalError) and not error.retryable:
+    is_final = isinstance(error, InternalError) and not error.retryable
+    if is_final or isinstance(error, DeadlineExceededError):
         return {"x-should-retry": "false"}
-    if isinstance(error, DeadlineExceededError):
-        return {"x-should-retry": "false"}
+    if isinstance(error, PayloadTooLargeError):
+        # What is left of the body is not read, so nothing else can follow on this connection.
+        return {"connection": "close"}
     if isinstance(error, AuthenticationError):
         return {"www-authenticate": "Bearer"}
     return {}
