@@ -76,7 +76,7 @@ docs-check: $(installed_dev)
 
 # ----------------------------------------------------------------------------------- setting up
 
-$(installed): pyproject.toml $(constraints)
+$(installed): pyproject.toml $(constraints) hatch_build.py tgwui_k8s/native/decoder.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \

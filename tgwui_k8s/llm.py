@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tgwui_k8s.api.chat_template import ChatTemplate
+from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.text_stream import TextPiece, TextStream
 from tgwui_k8s.api.tokenizer import Tokenizer
 from tgwui_k8s.config import Settings
@@ -143,11 +143,12 @@ class LLM:
 
     def _prepare_text(self, folder: Path, chat_template: str | None) -> None:
         self.tokenizer = Tokenizer.load(folder, tokenizer_json=self.info.tokenizer_json)
-        self.chat_template = ChatTemplate.load(
-            folder,
-            self.tokenizer.special_tokens,
-            override=None if chat_template is None else Path(chat_template),
-        )
+        special_tokens = self.tokenizer.special_tokens
+        override = None if chat_template is None else Path(chat_template)
+        template = ChatTemplate.load(folder, special_tokens, override)
+        if template is None and self.info.chat_template is not None:
+            template = ChatTemplate({DEFAULT: self.info.chat_template}, special_tokens)
+        self.chat_template = template
 
     @property
     def info(self) -> ModelInfo:

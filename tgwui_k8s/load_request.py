@@ -12,7 +12,7 @@ from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.settings import loader_options
 from tgwui_k8s.storage.infer import infer_loader
-from tgwui_k8s.storage.loader_names import canonical_loader_name
+from tgwui_k8s.storage.loader_names import FAKE, canonical_loader_name
 from tgwui_k8s.storage.model_dir import DEMO, resolve_model
 
 AUTO = "auto"
@@ -25,10 +25,10 @@ def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
     `StartupError` where the model or its loader cannot be.
     """
     model, engine = settings.model, settings.engine
-    path = resolve_model(model.model, model.model_dir, over_http=over_http)
+    path, loader = _find_model(model, over_http=over_http)
     return LoadRequest(
         model_path=str(path),
-        loader=_choose_loader(model, path),
+        loader=loader,
         loader_is_inferred=model.loader.lower() == AUTO,
         dtype=model.dtype,
         device=model.device,
@@ -60,7 +60,11 @@ def served_names(model: ModelSettings, path: Path) -> tuple[str, ...]:
     return (DEMO if model.model == DEMO else path.name,)
 
 
-def _choose_loader(model: ModelSettings, path: Path) -> str:
+def _find_model(model: ModelSettings, *, over_http: bool) -> tuple[Path, str]:
     if model.loader.lower() == AUTO:
-        return infer_loader(path).loader
-    return canonical_loader_name(model.loader)
+        path = resolve_model(model.model, model.model_dir, over_http=over_http)
+        return path, infer_loader(path).loader
+    loader = canonical_loader_name(model.loader)
+    if loader == FAKE:  # it reads no files, so that any name will do
+        return Path(model.model), loader
+    return resolve_model(model.model, model.model_dir, over_http=over_http), loader
