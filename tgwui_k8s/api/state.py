@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import Backend, EngineHealth, LoadProgress, ModelInfo
-from tgwui_k8s.errors import DrainingError, ModelNotReadyError, NotFoundError
+from tgwui_k8s.errors import (
+    DrainingError,
+    EngineUnavailableError,
+    ModelNotReadyError,
+    NotFoundError,
+)
 
 if TYPE_CHECKING:
     from tgwui_k8s.api.chat_template import ChatTemplate
@@ -76,6 +81,8 @@ class ServerState:
     metrics: Metrics
     model: ServedModel | None = None
     load_progress: LoadProgress = field(default_factory=lambda: LoadProgress("starting"))
+    restarting: bool = False
+    """The engine died and is being started again."""
     draining: bool = False
     num_active_requests: int = 0
     """Requests on generation routes that have not been answered to their end.
@@ -90,7 +97,8 @@ class ServerState:
     def require_model(self, name: str | None = None) -> ServedModel:
         """The loaded model, for a new request that asks for `name` (None: whichever is loaded).
 
-        Raises `DrainingError`, `ModelNotReadyError`, or `NotFoundError` for another name.
+        Raises `DrainingError`, `EngineUnavailableError`, `ModelNotReadyError`, or
+        `NotFoundError` for another name.
         """
         if self.draining:
             raise DrainingError("The server is shutting down.", retry_after_seconds=5)
@@ -98,6 +106,8 @@ class ServerState:
 
     def loaded_model(self, name: str | None = None) -> ServedModel:
         """The same for who only looks, which a draining server does not mind."""
+        if self.restarting:
+            raise EngineUnavailableError("The engine restarts.", retry_after_seconds=5)
         if self.model is None:
             raise ModelNotReadyError(
                 f"No model is ready (phase: {self.load_progress.phase}).", retry_after_seconds=2

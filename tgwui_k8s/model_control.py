@@ -1,0 +1,159 @@
+"""Which model the server serves: at the start, after a change over HTTP, and after a crash.
+
+Brings the engine's side of a model (its process) and the API's side (tokenizer, chat template)
+together and writes the result into `ServerState.model`; nobody else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
+from tgwui_k8s.api.state import ServedModel, ServerState
+from tgwui_k8s.api.tokenizer import TOKENIZER_FILE, Tokenizer
+from tgwui_k8s.config import Settings
+from tgwui_k8s.contract import LoadProgress, LoadRequest, ModelInfo
+from tgwui_k8s.daemon_thread import in_daemon_thread
+from tgwui_k8s.engine.client import EngineClient, Phase
+from tgwui_k8s.errors import BrokenModelError
+from tgwui_k8s.load_request import engine_settings, load_request, served_names
+from tgwui_k8s.observability.log import event
+from tgwui_k8s.storage.model_dir import tokenizer_folder
+
+logger = logging.getLogger(__name__)
+
+
+class ModelController:
+    """`api.state.ModelControl` over the engine process."""
+
+    def __init__(self, state: ServerState, engine: EngineClient) -> None:
+        """Takes over the engine's callbacks."""
+        self._state = state
+        self._engine = engine
+        self._served: ServedModel | None = None
+        """The loaded model, while its engine restarts too."""
+        self._changing = asyncio.Lock()
+        engine.on_phase = self._follow
+        engine.on_progress = self._note
+
+    async def start(self) -> None:
+        """Load the model that the settings name. Raises a `StartupError`."""
+        async with self._changing:
+            await self._load(self._state.settings, over_http=False)
+
+    async def load(self, settings: Settings) -> None:
+        """Replace the loaded model; see `api.state.ModelControl`."""
+        async with self._changing:
+            await self._load(settings, over_http=True)
+
+    async def unload(self) -> None:
+        """Free the model's memory; requests still running get an error."""
+        async with self._changing:
+            self._forget("unloaded")
+            await self._engine.unload()
+
+    # ----------------------------------------------------------------------------------- loading
+
+    async def _load(self, settings: Settings, *, over_http: bool) -> None:
+        # Finding the model touches the file system, which may be a slow one or hang.
+        request = await in_daemon_thread(lambda: load_request(settings, over_http=over_http))
+        self._forget("starting")
+        started = time.monotonic()
+        engine = asyncio.create_task(self._engine.load(request, engine_settings(settings.engine)))
+        try:
+            served = await self._prepare(settings, request, engine)
+        except BaseException:
+            engine.cancel()
+            await asyncio.gather(engine, return_exceptions=True)
+            await self._engine.unload()
+            self._forget("unloaded")
+            raise
+        self._serve(served)
+        self._report(served, seconds=time.monotonic() - started)
+
+    async def _prepare(
+        self, settings: Settings, request: LoadRequest, engine: asyncio.Task[ModelInfo]
+    ) -> ServedModel:
+        """Read tokenizer and template, beside the weights where the folder holds them."""
+        folder = tokenizer_folder(request.path)
+        tokenizer = None
+        if (folder / TOKENIZER_FILE).is_file():
+            tokenizer = await in_daemon_thread(lambda: Tokenizer.load(folder))
+        info = await engine
+        if tokenizer is None:
+            tokenizer = await in_daemon_thread(
+                lambda: Tokenizer.load(folder, tokenizer_json=info.tokenizer_json)
+            )
+        special_tokens, override = tokenizer.special_tokens, settings.model.chat_template
+        template = await in_daemon_thread(
+            lambda: _load_template(folder, special_tokens, override, info.chat_template)
+        )
+        names = served_names(settings.model, request.path)
+        return ServedModel(info, names, tokenizer, template)
+
+    # --------------------------------------------------------------------- what the server shows
+
+    def _serve(self, served: ServedModel) -> None:
+        self._served = self._state.model = served
+        progress = self._state.load_progress
+        self._note(LoadProgress("ready", progress.bytes_read, progress.bytes_total))
+
+    def _forget(self, phase: str) -> None:
+        self._served = self._state.model = None
+        self._state.restarting = False
+        self._note(LoadProgress(phase))
+
+    def _follow(self, phase: Phase) -> None:
+        """Take the model away while its engine restarts, and give it back after."""
+        served, info = self._served, self._engine.info
+        if served is None:
+            return
+        self._state.restarting = phase == "restarting"
+        if phase == "restarting":
+            self._state.model = None
+            self._note(LoadProgress("starting"))
+        elif phase == "ready" and info is not None:
+            self._serve(replace(served, info=info))
+        elif phase == "dead":
+            # Requests learn from the engine why it is gone for good.
+            self._state.model = served
+
+    def _note(self, progress: LoadProgress) -> None:
+        before, self._state.load_progress = self._state.load_progress, progress
+        if progress.phase != before.phase:
+            logger.info("%s", progress.phase, extra=event(phase=progress.phase))
+
+    def _report(self, served: ServedModel, *, seconds: float) -> None:
+        info, metrics = served.info, self._state.metrics
+        metrics.set_model(served.names[0])
+        metrics.observe_model_load(seconds, self._state.load_progress.bytes_read)
+        facts = event(
+            model=served.names[0],
+            loader=info.loader,
+            architecture=info.architecture,
+            dtype=info.dtype,
+            device=info.device,
+            max_model_len=info.max_model_len,
+            duration_s=round(seconds, 3),
+        )
+        logger.info("model loaded", extra=facts)
+
+
+def _load_template(
+    folder: Path, special_tokens: dict[str, str], override: str | None, built_in: str | None
+) -> ChatTemplate | None:
+    """The operator's template, else the folder's, else the one that came with the weights."""
+    path = None if override is None else Path(override)
+    template = ChatTemplate.load(folder, special_tokens, path)
+    if template is None and built_in is not None:
+        try:
+            return ChatTemplate({DEFAULT: built_in}, special_tokens)
+        except Exception as error:
+            raise BrokenModelError(
+                f"the model's chat template does not compile: {error}"
+            ) from error
+    return template

@@ -1,0 +1,85 @@
+"""`run_server`: the API process, from its first moment to its exit code.
+
+The port is bound before anything heavy is imported, so that whoever connects waits for an answer
+instead of being refused. What happens then is in `life_cycle`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+from tgwui_k8s.config import ServerSettings, Settings
+from tgwui_k8s.errors import BindError
+from tgwui_k8s.observability.log import capture_native_output, event, setup_logging
+
+EXIT_STARTUP = 3
+
+_BACKLOG = 2048
+
+logger = logging.getLogger(__name__)
+
+
+def run_server(settings: Settings) -> int:
+    """Serve until a signal; returns the process's exit code (see api.md).
+
+    Call it once, in the main thread of a process of its own: it takes over signals, logging, the
+    umask and the file descriptors 1 and 2.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # Until the event loop answers signals: as process 1 we would not even get them.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop_before_start)
+    os.umask(0o002)
+    setup_logging(settings.observability)
+    try:
+        listener = bind(settings.server)
+    except BindError as error:
+        logger.error("%s", error)
+        return EXIT_STARTUP
+    capture_native_output()
+    with listener:
+        address = _address(listener)
+        logger.info("listening on %s", address, extra=event(url=address))
+        # Imported here, after the port is open: the event loop, the HTTP server, the metrics.
+        from tgwui_k8s.life_cycle import run_until_stopped
+
+        return run_until_stopped(settings, listener)
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """A listening socket on the configured address. Raises `BindError`."""
+    host, port = server.host, server.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
+    except OSError as error:
+        raise BindError(_why_not_bound(host, port, error)) from error
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"--host {host} is no address of this machine: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return f"port {port} on {host} needs privileges: choose one above 1023 with --port"
+    hint = ": stop what listens there, or choose another --port" if "in use" in str(error) else ""
+    return f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}{hint}"
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stop_before_start(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
