@@ -10,9 +10,12 @@ import tokenizers
 from tgwui_k8s.api.detokenizer import Detokenizer, PieceDetokenizer, WindowDetokenizer
 from tgwui_k8s.api.special_tokens import SpecialTokens, read_special_tokens
 from tgwui_k8s.api.token_pieces import TokenPieces, decoder_steps, is_byte_level, is_concatenative
-from tgwui_k8s.errors import BrokenModelError, InvalidRequestError
+from tgwui_k8s.errors import BrokenModelError, ContextLengthError, InvalidRequestError
 
 TOKENIZER_FILE = "tokenizer.json"
+_SLICE_CHARACTERS = 256 * 1024
+"""The library needs some 200 bytes for a token: a request of 16 MiB could take gigabytes."""
+_CUT_TOKENS = 64
 
 
 class Tokenizer:
@@ -68,24 +71,23 @@ class Tokenizer:
         return cls(backend, read_special_tokens(folder))
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, add_bos: bool | None = None
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        add_bos: bool | None = None,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of `text`. `add_bos`: None as the tokenizer does, True exactly one, False none.
 
         A rendered chat is encoded with `add_special_tokens=False`: the template writes its own.
-        Raises `InvalidRequestError` for text that UTF-8 cannot express (lone surrogates).
+        With `max_tokens`, long text that is certain to have more costs neither time nor memory;
+        the ids may still be more. Raises `ContextLengthError` then, and `InvalidRequestError` for
+        text that UTF-8 cannot express (lone surrogates).
         """
-        try:
-            # Unlike `encode`, this releases the GIL and leaves out the offsets nobody asks for.
-            encodings = self._backend.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
-        except TypeError as error:
-            raise InvalidRequestError(
-                "The text is not valid Unicode: it has a surrogate without its other half.",
-                code="invalid_unicode",
-            ) from error
-        token_ids: list[int] = encodings[0].ids
+        if max_tokens is not None and len(text) > _SLICE_CHARACTERS:
+            self._check_length(text, max_tokens)
+        token_ids = self._encode(text, add_special_tokens)
         if add_bos is None and add_special_tokens:
             add_bos = self._add_bos
         return token_ids if add_bos is None else self._with_bos(token_ids, num_bos=int(add_bos))
@@ -126,6 +128,33 @@ class Tokenizer:
             if breaker
         )
         return tuple(dict.fromkeys(last))
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            # Unlike `encode`, this releases the GIL and leaves out the offsets nobody asks for.
+            encodings = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except TypeError as error:
+            raise InvalidRequestError(
+                "The text is not valid Unicode: it has a surrogate without its other half.",
+                code="invalid_unicode",
+            ) from error
+        token_ids: list[int] = encodings[0].ids
+        return token_ids
+
+    def _check_length(self, text: str, max_tokens: int) -> None:
+        """Count tokens slice by slice; raise `ContextLengthError` when there are too many."""
+        num_tokens = 0
+        for start in range(0, len(text), _SLICE_CHARACTERS):
+            slice_ids = self._encode(text[start : start + _SLICE_CHARACTERS], False)
+            # A cut adds tokens where it parts a word: never as many as this.
+            num_tokens += max(len(slice_ids) - _CUT_TOKENS, 0)
+            if num_tokens > max_tokens:
+                raise ContextLengthError(
+                    f"The text has more than {max_tokens} tokens.",
+                    details={"n_prompt_tokens": num_tokens, "n_ctx": max_tokens},
+                )
 
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -17,7 +17,7 @@ from tests.helpers.tokenizers_zoo import BACKENDS, NAMED, make_backend, make_tok
 from tgwui_k8s.api.special_tokens import SpecialTokens, read_special_tokens
 from tgwui_k8s.api.token_pieces import decoder_steps, is_byte_level, is_concatenative
 from tgwui_k8s.api.tokenizer import Tokenizer
-from tgwui_k8s.errors import BrokenModelError, InvalidRequestError
+from tgwui_k8s.errors import BrokenModelError, ContextLengthError, InvalidRequestError
 
 BYTE_FALLBACK_NAMES = ("llama", "gemma", "unigram")
 ORDINARY_TOKEN = "it"
@@ -211,6 +211,18 @@ def test_lone_surrogate_is_the_clients_mistake() -> None:
     """JSON can carry what UTF-8 cannot: that is a 400, not a crash."""
     with pytest.raises(InvalidRequestError, match="surrogate"):
         make_tokenizer("byte-level").encode("a\ud800b")
+
+
+def test_text_far_too_long_is_refused_unencoded() -> None:
+    """Text with more tokens than fit is refused from its slices; text that fits is encoded."""
+    tokenizer = make_tokenizer("byte-level")
+    text = "The quick brown fox. " * 30_000
+    ids = tokenizer.encode(text)
+
+    assert tokenizer.encode(text, max_tokens=len(ids)) == ids
+    with pytest.raises(ContextLengthError, match="more than 100000 tokens") as caught:
+        tokenizer.encode(text, max_tokens=100_000)
+    assert caught.value.details["n_ctx"] == 100_000
 
 
 def test_training_leftovers_do_not_cut_or_pad_prompts() -> None:
