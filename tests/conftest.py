@@ -1,0 +1,53 @@
+"""A skipped test is a promise not kept: in CI (`CI=true`) only known reasons are accepted."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+ACCEPTED_SKIPS = (
+    re.compile(r"needs a CUDA device"),
+    re.compile(r"root may read everything"),
+)
+
+unexplained = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin with no unexplained skip."""
+    config.stash[unexplained] = []
+    config.pluginmanager.register(SkipCheck(config), "skip-check")
+
+
+class SkipCheck:
+    """Collects skips without an accepted reason, and fails a run in CI that has any."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._found = config.stash[unexplained]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test that was skipped."""
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A module that was skipped as a whole."""
+        self._note(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn success into failure."""
+        if self._found and os.environ.get("CI") == "true" and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say which."""
+        for line in self._found:
+            terminalreporter.write_line(f"unexplained skip (fails in CI): {line}", red=True)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            if not any(accepted.search(reason) for accepted in ACCEPTED_SKIPS):
+                self._found.append(f"{report.nodeid}: {reason}")
