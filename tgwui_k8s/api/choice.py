@@ -52,11 +52,19 @@ class Choice:
         "last_token_time", "num_tokens",
     )  # fmt: skip
 
-    def __init__(self, index: int, stream: TextStream, num_resumed_tokens: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        stream: TextStream,
+        num_resumed_tokens: int = 0,
+        *,
+        is_resumed: bool = False,
+    ) -> None:
         self.index = index
         self.num_tokens = num_resumed_tokens
         """Completion tokens so far, resumed ones included."""
-        self.is_resumed = num_resumed_tokens > 0
+        self.is_resumed = is_resumed
+        """The client has the beginning of the text already."""
         self.finish_reason: ClientFinishReason | None = None
         self.last_token_time: float | None = None
         self._stream = stream
@@ -68,6 +76,11 @@ class Choice:
     def is_finished(self) -> bool:
         """True once nothing more will come."""
         return self.finish_reason is not None
+
+    @property
+    def has_chunk(self) -> bool:
+        """True when `take` has something to give."""
+        return self._pending is not None
 
     def feed(self, delta: TokenDelta) -> Literal["engine", "text"] | None:
         """Take what a step brought; say who ended the choice with it, if anybody did.

@@ -30,7 +30,6 @@ from tgwui_k8s.errors import (
 )
 from tgwui_k8s.sampling import SamplingParams
 
-
 MAX_CHOICES_IN_ALL = 2048
 """Over all prompts of one request."""
 
@@ -64,7 +63,7 @@ def engine_requests(
     lengths = [_max_tokens(len(prompt), len(negative), request, asked, model) for prompt in prompts]
     timeout_seconds = timeout_of(request, settings)
     resumed = _resumed(request, asked, model)
-    _check_resumed_lengths(request, resumed, prompts, model)
+    _check_resumed_lengths(request, resumed)
     params = sampling_params(
         request,
         model,
@@ -196,34 +195,16 @@ def _resumed(
     return tuple(tuple(token_ids) for token_ids in request.resume_token_ids)
 
 
-def _check_resumed_lengths(
-    request: GenerationFields,
-    resumed: tuple[tuple[int, ...], ...],
-    prompts: list[list[int]],
-    model: ServedModel,
-) -> None:
-    """No more text can have been delivered than the resumed tokens have."""
+def _check_resumed_lengths(request: GenerationFields, resumed: tuple[tuple[int, ...], ...]) -> None:
+    """One per choice. A length may go beyond the tokens' text: into that of the next token."""
     lengths = request.resume_text_lengths
-    if lengths is None:
-        return
-    if len(lengths) != len(resumed):
-        raise _wrong_lengths(f"one per list of 'resume_token_ids', that is {len(resumed)}")
-    skips = request.skip_special_tokens is not False
-    num_choices = len(resumed) // len(prompts)
-    for index, (length, token_ids) in enumerate(zip(lengths, resumed, strict=True)):
-        detokenizer = model.tokenizer.detokenizer(skip_special_tokens=skips)
-        detokenizer.prime(prompts[index // num_choices])
-        text = "".join(map(detokenizer.step, token_ids)) + detokenizer.flush()
-        if length > len(text):
-            raise _wrong_lengths(f"at most {len(text)} for choice {index}, whose text is so long")
-
-
-def _wrong_lengths(expected: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid 'resume_text_lengths': expected {expected}.",
-        param="resume_text_lengths",
-        code="invalid_value",
-    )
+    if lengths is not None and len(lengths) != len(resumed):
+        raise InvalidRequestError(
+            "Invalid 'resume_text_lengths': expected one length per list of 'resume_token_ids', "
+            f"that is {len(resumed)}, but got {len(lengths)}.",
+            param="resume_text_lengths",
+            code="invalid_value",
+        )
 
 
 def _check_num_choices(asked: Asked) -> None:

@@ -177,10 +177,12 @@ class Generation:
                 self._times.note_tokens(len(delta.token_ids), now, choice.last_token_time)
                 choice.last_token_time = now
             ended_by = choice.feed(delta)
-            self._with_news[choice.index] = choice
+            if choice.has_chunk:
+                self._with_news[choice.index] = choice
             if ended_by is not None:
                 self._close(prompt, choice, is_early=ended_by == "text")
-        self._news.set()
+        if self._with_news:
+            self._news.set()
 
     def _close(self, prompt: PromptRun, choice: Choice, *, is_early: bool) -> None:
         """Note that a choice has ended; `is_early`: the engine does not know it yet."""

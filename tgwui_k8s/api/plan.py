@@ -64,7 +64,7 @@ class Plan:
         self, request: GenerationRequest, place: int, index: int, stop: StopStrings
     ) -> Choice:
         resumed = request.resume_token_ids[place] if request.resume_token_ids else ()
-        lengths = self.resume_text_lengths
+        text_length = self.resume_text_lengths[index] if self.resume_text_lengths else None
         stream = TextStream(
             self.model.tokenizer,
             request.prompt_token_ids,
@@ -72,6 +72,7 @@ class Plan:
             skip_special_tokens=self.skip_special_tokens,
             min_tokens=request.params.min_tokens,
             resume_token_ids=resumed,
-            resume_text_length=lengths[index] if lengths else None,
+            resume_text_length=text_length,
         )
-        return Choice(index, stream, len(resumed))
+        is_resumed = bool(resumed or text_length)
+        return Choice(index, stream, len(resumed), is_resumed=is_resumed)
