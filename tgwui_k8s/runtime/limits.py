@@ -42,6 +42,15 @@ def cpu_quota(root: Path = _ROOT) -> int:
     return max(1, int(num_cpus))
 
 
+def cpu_flags(root: Path = _ROOT) -> frozenset[str]:
+    """What the processor can do, in the kernel's words (`avx512_bf16`); empty if it is silent."""
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(words.split())
+    return frozenset()
+
+
 def available_memory(limit_bytes: int | None = None, root: Path = _ROOT) -> AvailableMemory:
     """Memory left for this process under the tightest of all limits.
 

@@ -41,6 +41,12 @@ class TensorEntry:
     offset: int
     num_bytes: int
 
+    @property
+    def float_bytes(self) -> int | None:
+        """Bytes per element of an ordinary floating-point tensor; None for anything else."""
+        is_float = self.dtype in ("F64", "F32", "F16", "BF16")
+        return ITEM_BITS[self.dtype] // 8 if is_float else None
+
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of one file by name.

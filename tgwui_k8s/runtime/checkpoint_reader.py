@@ -1,0 +1,149 @@
+"""Tensors of a checkpoint, read from its files when they are asked for and not before.
+
+Transformers takes a state dict whose values it opens with `[...]` (that is how it reads
+safetensors slices), from several threads. Reading into memory of our own instead of mapping the
+files keeps inference independent of the page cache and of a network file system.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import EllipsisType
+from typing import Any, Protocol
+
+import torch
+
+from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
+from tgwui_k8s.storage.safetensors_file import DOWNLOAD_AGAIN, TensorEntry
+from tgwui_k8s.storage.weights import WeightFiles
+
+_READ_BYTES = 32 << 20
+
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class LazyTensor(Protocol):
+    """A tensor that is read when it is indexed with `...`."""
+
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        """Read it."""
+        ...
+
+
+@contextmanager
+def open_checkpoint(
+    weights: WeightFiles, on_bytes: Callable[[int], None]
+) -> Iterator[dict[str, LazyTensor]]:
+    """The tensors by name; they can be read until the context ends.
+
+    `on_bytes` is called with the number of bytes read so far, from one thread at a time.
+    Raises `BrokenModelError` for files that cannot be read.
+    """
+    counter = _ByteCounter(on_bytes)
+    if weights.format == "bin":
+        yield {
+            name: _LoadedTensor(tensor, counter)
+            for file in weights.files
+            for name, tensor in _load_pickle(file).items()
+        }
+        return
+    descriptors: dict[Path, int] = {}
+    try:
+        for file in weights.files:
+            descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        yield {
+            name: _FileTensor(entry, descriptors[entry.file], counter)
+            for name, entry in weights.tensors.items()
+        }
+    except OSError as error:
+        raise BrokenModelError(f"cannot read the weights: {error}") from error
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+class _ByteCounter:
+    def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self._on_bytes = on_bytes
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        with self._lock:
+            self._num_bytes += num_bytes
+            self._on_bytes(self._num_bytes)
+
+
+class _FileTensor:
+    """A tensor of a safetensors file."""
+
+    def __init__(self, entry: TensorEntry, descriptor: int, counter: _ByteCounter) -> None:
+        self._entry = entry
+        self._descriptor = descriptor
+        self._counter = counter
+
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        entry = self._entry
+        dtype = _TORCH_DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise UnsupportedModelError(
+                f"tensor '{entry.name}' of {entry.file.name} has type {entry.dtype}, which this "
+                "loader cannot read"
+            )
+        tensor = torch.empty(entry.num_bytes, dtype=torch.uint8)
+        buffer = tensor.numpy().data
+        position = 0
+        while position < entry.num_bytes:
+            piece = buffer[position : position + _READ_BYTES]
+            num_bytes = os.preadv(self._descriptor, [piece], entry.offset + position)
+            if num_bytes == 0:
+                raise BrokenModelError(f"{entry.file} became shorter while it was read")
+            position += num_bytes
+            self._counter.add(num_bytes)
+        return tensor.view(dtype).view(entry.shape)
+
+
+class _LoadedTensor:
+    """A tensor of a pickled checkpoint, mapped; copied so that the mapping can go."""
+
+    def __init__(self, tensor: torch.Tensor, counter: _ByteCounter) -> None:
+        self._tensor = tensor
+        self._counter = counter
+
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        self._counter.add(self._tensor.nbytes)
+        return self._tensor.clone()
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors only: a checkpoint cannot run code here."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BrokenModelError(
+            f"{path.name} is no checkpoint that can be loaded safely ({reason}); convert it to "
+            f"safetensors, or {DOWNLOAD_AGAIN} ({path})"
+        ) from error
+    tensors = content if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise BrokenModelError(f"{path.name} holds no state dict; {DOWNLOAD_AGAIN} ({path})")
+    return tensors

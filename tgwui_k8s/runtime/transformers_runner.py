@@ -1,0 +1,132 @@
+"""A `ModelRunner` over any of Transformers' decoder-only models: one forward per step.
+
+All tokens of the step stand in one row, [1, num_tokens], prefills and decodes side by side; the
+attention knows which sequence each belongs to. Only the rows somebody wants go through the head.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from tgwui_k8s.contract import Batch, KVLayout, ModelInfo, Sampler, ScheduledSequence
+from tgwui_k8s.errors import UnsupportedModelError
+from tgwui_k8s.runtime.kv_layout import LayerShape
+from tgwui_k8s.runtime.kv_tensors import KVTensors
+from tgwui_k8s.runtime.paged_attention import PagedAttention
+from tgwui_k8s.runtime.transformers_attention import AttentionBackend, LayerProbe
+
+
+class _Forward:
+    """The model's forward over tokens in one row."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self._model = model
+        self._device = device
+        parameters = inspect.signature(type(model).forward).parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+
+    def __call__(
+        self,
+        token_ids: list[int],
+        positions: list[int],
+        logit_rows: list[int],
+        attention: AttentionBackend,
+    ) -> torch.Tensor:
+        """Logits [len(logit_rows), vocab_size] in the model's type."""
+        rows = self._to_tensor(logit_rows)
+        head = {"logits_to_keep": rows} if self._keeps_logits else {}
+        output = self._model(
+            input_ids=self._to_tensor(token_ids).unsqueeze(0),
+            position_ids=self._to_tensor(positions).unsqueeze(0),
+            use_cache=False,
+            paged_attention=attention,
+            **head,
+        )
+        return output.logits[0] if self._keeps_logits else output.logits[0, rows]
+
+    def _to_tensor(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self._device)
+
+
+class TransformersRunner:
+    """Steps one model. See `contract.ModelRunner`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        kv: KVTensors,
+        layout: KVLayout,
+        info: ModelInfo,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self._forward = _Forward(model, kv.device)
+        self.layout = layout
+        self.info = info
+        self.sampler = sampler
+        self._device = kv.device
+        self._attention = PagedAttention(
+            kv, [group.window for group in layout.groups], layout.block_size
+        )
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> torch.Tensor:
+        """Logits, float32 [batch.num_logits, vocab_size], on the model's device."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        for scheduled in batch.sequences:
+            token_ids += scheduled.token_ids
+            positions += range(scheduled.start, scheduled.start + len(scheduled.token_ids))
+            logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
+        self._attention.begin_step(batch)
+        return self._forward(token_ids, positions, logit_rows, self._attention).float()
+
+    def warm_up(self) -> None:
+        """One short prefill and one decode, in blocks that nobody has yet."""
+        tables = tuple([0] for _ in self.layout.groups)
+        prefill = ScheduledSequence(0, 0, [0, 0], tables, num_logits=1)
+        decode = ScheduledSequence(0, 2, [0], tables, num_logits=1)
+        for scheduled in (prefill, decode):
+            if scheduled.start < min(self.layout.block_size, self.info.max_model_len):
+                self.execute(Batch([scheduled], num_tokens=len(scheduled.token_ids)))
+
+    def close(self) -> None:
+        """Drop model and cache."""
+        del self._forward, self._attention
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def probe_layers(model: PreTrainedModel, device: torch.device) -> Mapping[int, LayerShape]:
+    """What every attention layer keeps per token, by a forward of one token.
+
+    Raises `UnsupportedModelError` when the model's attention needs more than ours does.
+    """
+    name = type(model).__name__
+    probe = LayerProbe(name)
+    try:
+        _Forward(model, device)([0], [0], [0], probe)
+    except (TypeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be run by this loader ({str(error)[:200]}); use the vLLM loader"
+        ) from error
+    config = model.config.get_text_config()
+    if len(probe.layers) != config.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"only {len(probe.layers)} of the {config.num_hidden_layers} layers of {name} use "
+            "attention with a KV cache; use the vLLM loader or a GGUF with llama.cpp"
+        )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if (kind == "sliding_attention") != (probe.layers[layer].window is not None):
+            raise UnsupportedModelError(
+                f"{name} does not tell its attention which layers look back how far; use the vLLM "
+                "loader or a GGUF with llama.cpp"
+            )
+    return probe.layers
