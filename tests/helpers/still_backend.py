@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tests.helpers.api_server import tiny_tokenizer
+from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.state import ServedModel, ServerState
 from tgwui_k8s.config import ServerSettings, Settings
 from tgwui_k8s.contract import (
@@ -15,6 +17,7 @@ from tgwui_k8s.contract import (
     ModelInfo,
     TokenDelta,
 )
+from tgwui_k8s.demo.tiny_tokenizer import CHAT_TEMPLATE
 from tgwui_k8s.observability.metrics import Metrics
 
 
@@ -39,37 +42,6 @@ class StillBackend:
         """Nothing to free."""
 
 
-class LetterTokenizer:
-    """One token per character, its code point the id. Id 1 begins and id 2 ends a sequence."""
-
-    vocab_size = 256
-    bos_token_id = 1
-    eos_token_ids = (2,)
-    special_token_ids = frozenset({1, 2})
-
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, add_bos: bool | None = None
-    ) -> list[int]:
-        has_bos = add_special_tokens if add_bos is None else add_bos
-        return [1] * has_bos + [ord(letter) for letter in text]
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = True) -> str:
-        return "".join(chr(token_id) for token_id in token_ids if token_id > 2)
-
-    def token_text(self, token_id: int) -> str:
-        return chr(token_id)
-
-
-class JoiningTemplate:
-    """`role: content` per message, a line each."""
-
-    def render(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **rest: Any
-    ) -> str:
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return "".join(lines) + ("assistant:" if add_generation_prompt else "")
-
-
 def make_state(
     backend: StillBackend | None = None, *, is_loaded: bool = True, **server: Any
 ) -> ServerState:
@@ -87,14 +59,16 @@ def make_state(
 
 
 def still_model() -> ServedModel:
-    """A model of 256 tokens and a context of 64."""
+    """A model with the tiny tokenizer's 512 tokens and a context of 64."""
     info = ModelInfo(
         loader="still",
         architecture="StillForCausalLM",
         dtype="float32",
         device="cpu",
         max_model_len=64,
-        vocab_size=256,
-        eos_token_ids=(2,),
+        vocab_size=512,
+        eos_token_ids=(1,),
     )
-    return ServedModel(info, ("still", "org/still"), LetterTokenizer(), JoiningTemplate())  # type: ignore[arg-type]
+    tokenizer = tiny_tokenizer()
+    template = ChatTemplate({DEFAULT: CHAT_TEMPLATE}, tokenizer.special_tokens)
+    return ServedModel(info, ("still", "org/still"), tokenizer, template)

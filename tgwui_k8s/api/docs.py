@@ -6,6 +6,8 @@ documents are made once, in a thread, when somebody first asks.
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import msgspec
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from tgwui_k8s import __version__
-from tgwui_k8s.api.body import DEFINITIONS
+from tgwui_k8s.api.body import BODY_KEY, DEFINITIONS, DEFINITIONS_KEY
 
 PAGE = Path(__file__).with_name("docs.html")
 
@@ -90,16 +93,29 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     schemas["Error"] = ERROR_SCHEMA
     components["securitySchemes"] = SECURITY_SCHEMES
     document["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
+    bodies = []
     for operations in document["paths"].values():
         for operation in operations.values():
-            schemas.update(operation.pop("$defs", {}))
+            schemas.update(operation.pop(DEFINITIONS_KEY, {}))
+            bodies.append(operation.pop(BODY_KEY, None))
             operation["responses"].pop("422", None)
             operation["responses"].update(ERROR_RESPONSES)
+    schemas.update(_body_schemas([name for name in bodies if name is not None]))
     # FastAPI describes its own answer to invalid requests, which is not ours.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     document["paths"].update(_plain_paths(app))
     return document
+
+
+def _body_schemas(names: Iterable[str]) -> dict[str, Any]:
+    """The schemas of bodies, given as `module:name`, and of everything inside them."""
+    _, described = models_json_schema(
+        [(pkgutil.resolve_name(name), "validation") for name in sorted(set(names))],
+        ref_template=DEFINITIONS + "{model}",
+    )
+    definitions: dict[str, Any] = described["$defs"]
+    return definitions
 
 
 def _plain_paths(app: FastAPI) -> dict[str, Any]:

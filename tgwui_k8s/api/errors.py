@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from tgwui_k8s.api.validation import validation_error
 from tgwui_k8s.errors import (
@@ -128,12 +128,14 @@ def error_response(
     )
 
 
-async def handle_error(request: Request, error: Exception) -> JSONResponse:
+async def handle_error(request: Request, error: Exception) -> Response:
     """Exception handler for every error that is somebody's, not a bug."""
-    if isinstance(error, HTTPException):
-        # On a 405 Starlette says which methods are allowed.
-        return error_response(http_error(error, request), error.headers)
-    return error_response(error)
+    if not isinstance(error, HTTPException):
+        return error_response(error)
+    allowed = _allowed_methods(error)
+    if allowed and request.method == "OPTIONS":
+        return Response(status_code=204, headers=allowed)
+    return error_response(http_error(error, request), allowed)
 
 
 HANDLED: tuple[type[Exception], ...] = (
@@ -153,6 +155,14 @@ def shorten(text: str, max_chars: int) -> str:
 def without_folders(text: str) -> str:
     """Absolute paths cut down to their last part: clients need not know where files lie."""
     return _FOLDERS.sub("", text)
+
+
+def _allowed_methods(error: HTTPException) -> dict[str, str]:
+    """The `Allow` header of a 405; whatever takes GET takes HEAD here."""
+    methods = (error.headers or {}).get("Allow", "").split(", ")
+    if "GET" in methods and "HEAD" not in methods:
+        methods.append("HEAD")
+    return {"allow": ", ".join(methods)} if methods[0] else {}
 
 
 def _row(error: RequestError) -> tuple[int, str]:

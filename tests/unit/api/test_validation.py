@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from tgwui_k8s.api.body import describe_body, parse_body
+from tgwui_k8s.api.body import parse_body
 from tgwui_k8s.errors import InvalidRequestError
 
 
@@ -234,9 +234,3 @@ def test_long_values_and_names_are_cut() -> None:
     by_name = _complaint('"' + "n" * 100_000 + '": 1')
     assert len(by_value.message) < 400
     assert len(by_name.message) < 400
-
-
-def test_a_schema_describes_itself_with_all_it_refers_to() -> None:
-    """The route's description holds the body's schema and the nested ones beside it."""
-    described = describe_body(Body)
-    assert set(described["$defs"]) == {"Body", "Inner"}
