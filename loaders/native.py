@@ -107,6 +107,8 @@ class NativeLoader:
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:
+    if unknown := sorted(set(request.options) - set(NativeLoader.options)):
+        raise UnsupportedModelError(f"loader 'Native' has no option '{unknown[0][:100]}'")
     reason = why_unavailable()
     if reason is not None:
         raise UnsupportedModelError(reason)
