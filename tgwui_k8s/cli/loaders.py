@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
 from tgwui_k8s.cli.tables import print_table
-from tgwui_k8s.registry import LoaderEntry, available, get_loader
+
+if TYPE_CHECKING:
+    from tgwui_k8s.registry import LoaderEntry
 
 
 @click.command()
@@ -21,6 +25,9 @@ def loaders(name: str | None) -> None:
       tgwui-k8s loaders
       tgwui-k8s loaders Transformers
     """
+    # Imported here because a server that starts has no use for package metadata.
+    from tgwui_k8s.registry import available, get_loader
+
     if name is None:
         print_table(("loader", "installed", "needs", "to install"), map(_row, available()))
         return

@@ -6,6 +6,7 @@ import rich_click as click
 
 from tgwui_k8s.cli.options import with_settings
 from tgwui_k8s.config import Settings
+from tgwui_k8s.server import run_server
 from tgwui_k8s.settings import Provenance
 
 
@@ -26,7 +27,4 @@ def serve(ctx: click.Context, settings: Settings, provenance: Provenance) -> Non
     lets running requests finish. Exit codes: 0 stopped by a signal, 2 wrong settings, 3 could not
     load the model or bind the port.
     """
-    # Imported here because it brings the web framework: the other commands start without it.
-    from tgwui_k8s.server import run_server
-
     ctx.exit(run_server(settings))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -42,7 +40,7 @@ def served_fixture(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         served.append(settings)
         return 0
 
-    monkeypatch.setitem(sys.modules, "tgwui_k8s.server", SimpleNamespace(run_server=run_server))
+    monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", run_server)
     return served
 
 
@@ -132,7 +130,7 @@ def test_start_up_errors_exit_with_3(run: Run, monkeypatch: pytest.MonkeyPatch) 
     def run_server(settings: Settings) -> int:
         raise BindError("port 5000 is taken")
 
-    monkeypatch.setitem(sys.modules, "tgwui_k8s.server", SimpleNamespace(run_server=run_server))
+    monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", run_server)
     result = run("serve")
 
     assert result.exit_code == 3
@@ -141,9 +139,7 @@ def test_start_up_errors_exit_with_3(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_exit_code_of_the_server_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that could not load its model says 3 itself."""
-    monkeypatch.setitem(
-        sys.modules, "tgwui_k8s.server", SimpleNamespace(run_server=lambda settings: 3)
-    )
+    monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", lambda settings: 3)
 
     assert run("serve").exit_code == 3
 
