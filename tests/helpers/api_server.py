@@ -95,10 +95,13 @@ class ApiServer:
     url: str
     state: ServerState
     backend: FakeBackend
+    http: httpx.Client
 
     def client(self) -> openai.OpenAI:
         """The official client, which gives up at once."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=self.http
+        )
 
     def async_client(self) -> openai.AsyncOpenAI:
         """The same for asyncio."""
@@ -108,7 +111,7 @@ class ApiServer:
 
     def post(self, path: str, body: Any) -> httpx.Response:
         """A plain request."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=20)
+        return self.http.post(f"{self.url}{path}", json=body)
 
     def events(self, path: str, body: Any) -> list[str]:
         """The events of a stream as they stood on the wire."""
@@ -129,7 +132,8 @@ def serving(backend: FakeBackend, **options: Any) -> Iterator[ApiServer]:
     wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield ApiServer(f"http://127.0.0.1:{port}", state, backend)
+        with httpx.Client(timeout=20, verify=False) as http:
+            yield ApiServer(f"http://127.0.0.1:{port}", state, backend, http)
     finally:
         server.should_exit = True
         thread.join(10)
