@@ -91,11 +91,20 @@ async def test_head_is_get_without_a_body(path: str) -> None:
 async def test_metrics_are_text_for_prometheus() -> None:
     """The engine's figures and the server's, with the model's name."""
     async with app_client(make_state()) as client:
-        await client.get("/v1/models")
+        for path in ("/v1/models", "/health/ready", "/v2/models/org/still/ready"):
+            await client.get(path)
+        await client.post("/health/ready")
         answer = await client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert 'tgwui_num_requests_waiting{model_name="still"} 0.0' in answer.text
-    assert 'tgwui_http_requests_total{code="200",route="/v1/models"} 1.0' in answer.text
+    for code, route in (
+        (200, "/v1/models"),
+        (200, "/health/ready"),
+        (405, "/health/ready"),
+        (200, "/v2/models/{model:path}/ready"),
+    ):
+        line = f'tgwui_http_requests_total{{code="{code}",route="{route}"}} 1.0'
+        assert line in answer.text
 
 
 async def test_probes_do_not_feed_the_autoscaler() -> None:

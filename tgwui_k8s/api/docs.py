@@ -18,10 +18,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from tgwui_k8s import __version__
 from tgwui_k8s.api.body import BODY_KEY, DEFINITIONS, DEFINITIONS_KEY
+from tgwui_k8s.api.plain_route import PlainRoute
 
 PAGE = Path(__file__).with_name("docs.html")
 
@@ -76,7 +77,7 @@ def create_routes(app: FastAPI) -> list[BaseRoute]:
         policy = {"content-security-policy": CONTENT_SECURITY_POLICY}
         return HTMLResponse(documents["page"], headers=policy)
 
-    return [Route("/openapi.json", openapi_json), Route("/docs", docs)]
+    return [PlainRoute("/openapi.json", openapi_json), PlainRoute("/docs", docs)]
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _plain_paths(app: FastAPI) -> dict[str, Any]:
     responses = {"200": {"description": "Yes."}, "503": ERROR_RESPONSES["503"]}
     paths = {}
     for route in app.routes:
-        if type(route) is Route:
+        if isinstance(route, PlainRoute):
             parameters = [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                 for name in route.param_convertors

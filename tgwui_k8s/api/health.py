@@ -12,9 +12,10 @@ from __future__ import annotations
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from tgwui_k8s.api.errors import error_body, error_headers, status_of
+from tgwui_k8s.api.plain_route import PlainRoute
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import (
     DrainingError,
@@ -64,15 +65,15 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
         return Response(content, headers={"content-type": content_type})
 
     return [
-        Route("/health/live", live),
-        Route("/health/ready", ready),
-        Route("/health/startup", startup),
-        Route("/health", ready),
-        Route("/metrics", metrics),
-        Route("/v1/internal/health", upstream_health),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        Route("/v2/models/{model:path}/ready", model_ready),
+        PlainRoute("/health/live", live),
+        PlainRoute("/health/ready", ready),
+        PlainRoute("/health/startup", startup),
+        PlainRoute("/health", ready),
+        PlainRoute("/metrics", metrics),
+        PlainRoute("/v1/internal/health", upstream_health),
+        PlainRoute("/v2/health/live", live),
+        PlainRoute("/v2/health/ready", ready),
+        PlainRoute("/v2/models/{model:path}/ready", model_ready),
     ]
 
 

@@ -7,7 +7,6 @@ errors are errors (upstream answers 200 or 500).
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import Any
@@ -187,8 +186,6 @@ class LogitsWriter:
 
 
 def _add_model_routes(router: APIRouter, state: ServerState) -> None:
-    changing = asyncio.Lock()
-
     @router.get("/model/info", summary="The loaded model")
     async def model_info() -> dict[str, Any]:
         """Name, loader and facts of the loaded model; 503 while none is loaded."""
@@ -210,15 +207,13 @@ def _add_model_routes(router: APIRouter, state: ServerState) -> None:
         asked = await read_body(request, LoadModelRequest)
         refuse_unsupported(asked)
         settings = settings_for_model(state.settings, asked.model_name, asked.args or {})
-        async with changing:
-            await _control(state).load(settings)
+        await _control(state).load(settings)
         return "OK"
 
     @router.post("/model/unload", summary="Unload the model")
     async def unload_model() -> str:
         """Frees the model's memory; the server is not ready then. Needs an admin key."""
-        async with changing:
-            await _control(state).unload()
+        await _control(state).unload()
         return "OK"
 
 
