@@ -212,7 +212,8 @@ def make_distributions(eos_every: int) -> npt.NDArray[np.float32]:
 
     The most likely token is a letter, a blank, or (one time in `eos_every`) the end of the text.
     """
-    random = np.random.default_rng(0)
+    # The legacy generator, because its numbers are the same in every version of NumPy.
+    random = np.random.RandomState(0)
     logits = random.normal(size=(_NUM_DISTRIBUTIONS, VOCAB_SIZE)).astype(np.float32)
     logits[:, NUM_BYTES:] = -30.0
     letters = np.frombuffer(_ALPHABET, dtype=np.uint8)
@@ -220,7 +221,7 @@ def make_distributions(eos_every: int) -> npt.NDArray[np.float32]:
     rows = np.arange(_NUM_DISTRIBUTIONS)
     logits[rows, random.choice(letters, size=_NUM_DISTRIBUTIONS)] += 8.0
     if eos_every:
-        ends = random.random(_NUM_DISTRIBUTIONS) < 1 / eos_every
+        ends = random.random_sample(_NUM_DISTRIBUTIONS) < 1 / eos_every
         logits[ends, EOS_TOKEN_IDS[0]] = 30.0
     return logits
 
