@@ -4,8 +4,7 @@
 together from a vocabulary instead of trained.)
 
 `BACKENDS` names them; `make_backend(name)` gives a fresh one of the `tokenizers` library,
-`make_tokenizer(name)` ours on top of it. All have `<s>`, `</s>` and `<pad>` as special tokens and
-`<tool>` as an added token that is not special.
+`make_tokenizer(name)` ours on top of it. All have `SPECIAL_TOKENS` and `ORDINARY_ADDED`.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ CORPUS = [
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+ORDINARY_ADDED = ["<tool>", "<｜end▁of▁thought｜>", "é "]
+"""Added tokens that are not special; characters in and outside byte-level BPE's alphabet."""
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -47,7 +48,9 @@ def make_tokenizer(name: str) -> Tokenizer:
 @cache
 def _json(name: str) -> str:
     backend = BACKENDS[name]()
-    backend.add_tokens([tokenizers.AddedToken("<tool>", special=False, normalized=False)])
+    backend.add_tokens(
+        [tokenizers.AddedToken(token, special=False, normalized=False) for token in ORDINARY_ADDED]
+    )
     return str(backend.to_str())
 
 

@@ -108,8 +108,10 @@ class WindowDetokenizer:
     def prime(self, token_ids: Sequence[int]) -> None:
         for token_id in reversed(token_ids):
             if self._has_text(token_id):
-                self._context = [token_id]
-                break
+                self._context.insert(0, token_id)
+                is_whole = not self._decode(self._context).startswith(REPLACEMENT)
+                if is_whole or len(self._context) == _MAX_CHARACTER_BYTES:
+                    break
 
     def step(self, token_id: int) -> str:
         if not self._has_text(token_id):
@@ -130,8 +132,8 @@ class WindowDetokenizer:
         return self._decode(self._context + self._waiting)[len(self._decode(self._context)) :]
 
     def _advance(self, text: str) -> str:
-        self._context = self._waiting[-1:]
-        self._waiting = []
+        # Whole characters: a context that began inside one would spoil the next.
+        self._context, self._waiting = self._waiting, []
         return text
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -147,6 +147,29 @@ def test_decoders_that_need_their_neighbours_are_recognised(
     assert (is_byte_level(steps) or is_concatenative(steps)) is expected
 
 
+@given(st.text("ab é日😀", max_size=12), st.text("é日", max_size=2))
+@settings(deadline=None)
+def test_decoder_of_an_unknown_kind_waits_for_whole_characters(text: str, prompt: str) -> None:
+    """Where only the library can decode, tokens wait until their bytes are characters."""
+    backend = make_backend("gemma")
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Replace("two characters", ""),
+        ]
+    )
+    tokenizer = Tokenizer(backend, SpecialTokens())
+    ids = backend.encode(text).ids
+    detokenizer = tokenizer.detokenizer()
+    detokenizer.prime(backend.encode(prompt).ids)
+    texts = [detokenizer.step(token_id) for token_id in ids]
+
+    assert not any("\ufffd" in piece for piece in texts)
+    assert "".join(texts) + detokenizer.flush() == backend.decode(ids)
+
+
 def test_negative_and_huge_ids_have_no_text() -> None:
     """Ids outside the vocabulary decode to nothing instead of raising."""
     for name in BACKENDS:
