@@ -81,6 +81,7 @@ $(installed): pyproject.toml $(constraints) hatch_build.py tgwui_k8s/native/deco
 	  echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV): a few minutes, once."
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet --upgrade 'pip>=25.1'
 ifneq ($(TORCH_INDEX),)
