@@ -440,6 +440,7 @@ def test_stop_generation_ends_it_with_what_there_is() -> None:
         ({"prompt": [3, "x"]}, "prompt.1", "invalid_type"),
         ({"stop_token_ids": [512]}, "stop_token_ids", "invalid_value"),
         ({"logit_bias": {"512": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias.-5", "integer_below_min_value"),
         ({"logit_bias": {"5": 200}}, "logit_bias.5", "decimal_above_max_value"),
         ({"custom_token_bans": "3,9999999999"}, "custom_token_bans", "invalid_value"),
         ({"resume_token_ids": [[3], [4]]}, "resume_token_ids", "invalid_value"),

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tgwui_k8s.api.schemas.fields import (
     INT32_MAX,
     INT64_MAX,
+    TokenId,
     WireModel,
     honoured,
     refused,
@@ -77,7 +78,16 @@ SequenceBreakers = Annotated[
     Field(max_length=MAX_SEQUENCE_BREAKERS),
 ]
 LogitBias = Annotated[
-    dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIASES)
+    dict[TokenId, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": r"^\d{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIASES,
+        }
+    ),
 ]
 TokenIdList = Annotated[str, Field(pattern=r"^\s*(\d{1,10}\s*(,\s*\d{1,10}\s*)*)?$")]
 
