@@ -85,6 +85,7 @@ class Tokenizer:
         the ids may still be more. Raises `ContextLengthError` then, and `InvalidRequestError` for
         text that UTF-8 cannot express (lone surrogates).
         """
+        _check_unicode(text)
         if max_tokens is not None and len(text) > _SLICE_CHARACTERS:
             self._check_length(text, max_tokens)
         token_ids = self._encode(text, add_special_tokens)
@@ -130,16 +131,8 @@ class Tokenizer:
         return tuple(dict.fromkeys(last))
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            # Unlike `encode`, this releases the GIL and leaves out the offsets nobody asks for.
-            encodings = self._backend.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
-        except TypeError as error:
-            raise InvalidRequestError(
-                "The text is not valid Unicode: it has a surrogate without its other half.",
-                code="invalid_unicode",
-            ) from error
+        # Unlike `encode`, this releases the GIL and leaves out the offsets nobody asks for.
+        encodings = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         token_ids: list[int] = encodings[0].ids
         return token_ids
 
@@ -168,6 +161,16 @@ class Tokenizer:
         while start < len(token_ids) and token_ids[start] == self.bos_token_id:
             start += 1
         return [self.bos_token_id] * num_bos + token_ids[start:]
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "The text is not valid Unicode: it has a surrogate without its other half.",
+            code="invalid_unicode",
+        ) from error
 
 
 def _declare_special_tokens(
