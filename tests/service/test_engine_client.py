@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -229,7 +228,7 @@ async def test_failure_to_load_keeps_its_class_and_words(make_engine: MakeEngine
 
     with pytest.raises(LoaderUnavailableError, match="'nonsense' is unknown"):
         await engine.load(LoadRequest(model_path="x", loader="nonsense"), SETTINGS)
-    with pytest.raises(StartupError, match="^out of order$"):
+    with pytest.raises(StartupError, match=r"^out of order$"):
         await engine.load(fake_model(fail_load="out of order"), SETTINGS)
 
     assert engine.phase == "stopped"
@@ -407,15 +406,14 @@ async def test_signals_for_the_group_do_not_reach_the_engine(engine: EngineClien
 
 async def test_engine_dies_with_the_api_process() -> None:
     """An API process that is killed leaves no engine behind."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    with parent.stdout:
-        pid = int(parent.stdout.readline())
-        assert is_running(pid)
-        parent.kill()
-        parent.wait()
+    pid = int(await parent.stdout.readline())
+    assert is_running(pid)
+    parent.kill()
+    await parent.wait()
 
     await until(lambda: not is_running(pid))
 
