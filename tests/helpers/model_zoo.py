@@ -176,6 +176,7 @@ BROKEN = (
     Layout("notes", "holds no model", {"README.md": b"# nothing"}),
     Layout("weights-alone", "no config.json", SAFETENSORS),
     Layout("bad-json", "not valid JSON", {"config.json": b"{", **SAFETENSORS}),
+    Layout("huge-json", "too large", {"config.json": b" " * (16 * 1024**2 + 1)}),
     Layout("json-list", "no JSON object", {"config.json": b"[]", **SAFETENSORS}),
     Layout("binary-json", "not valid JSON", {"config.json": b"\xff\xfe\x00", **SAFETENSORS}),
     Layout("deep-json", "not valid JSON", {"config.json": b"[" * 100_000, **SAFETENSORS}),

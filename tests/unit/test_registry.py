@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tgwui_k8s.errors import LoaderUnavailableError
+from tgwui_k8s import registry
+from tgwui_k8s.contract import LoadRequest, ProgressCallback
+from tgwui_k8s.errors import LoaderUnavailableError, UnsupportedModelError
 from tgwui_k8s.registry import available, get_loader
 from tgwui_k8s.storage.loader_names import LOADER_NAMES, canonical_loader_name
 
@@ -142,3 +145,54 @@ def test_upstreams_other_loaders_get_advice(name: str) -> None:
         get_loader(name)
 
     assert f"loader '{name}' is not shipped; " in str(caught.value)
+
+
+class _NamedLoader:
+    """Says which loader was asked for what."""
+
+    def __init__(self, name: str, calls: list[tuple[str, str]]) -> None:
+        self._name = name
+        self._calls = calls
+
+    def load(self, request: LoadRequest, progress: ProgressCallback) -> str:
+        self._calls.append((self._name, request.loader))
+        if self._name == "Native" and "gpt2" in request.model_path:
+            raise UnsupportedModelError("not a Llama")
+        return self._name
+
+
+@pytest.mark.parametrize(
+    ("request_", "used", "calls"),
+    [
+        ({"loader_is_inferred": True}, "Native", [("Native", "Native")]),
+        ({}, "Transformers", [("Transformers", "Transformers")]),
+        (
+            {"loader_is_inferred": True, "options": {"a": "b"}},
+            "Transformers",
+            [("Transformers", "Transformers")],
+        ),
+        (
+            {"loader_is_inferred": True, "model_path": "gpt2"},
+            "Transformers",
+            [("Native", "Native"), ("Transformers", "Transformers")],
+        ),
+    ],
+)
+def test_faster_loader_is_tried_where_nobody_chose(
+    monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], used: str, calls: list[Any]
+) -> None:
+    """Only for an inferred loader without options; what it cannot run goes to the inferred one."""
+    made: list[tuple[str, str]] = []
+    monkeypatch.setattr(registry, "get_loader", lambda name: _NamedLoader(name, made))
+    fields = {"model_path": "llama", "loader": "Transformers", **request_}
+
+    assert registry.load_model(LoadRequest(**fields), print) == used
+    assert made == calls
+
+
+def test_bare_checkout_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an installation there are no entry points, and the error says so."""
+    monkeypatch.setattr(registry, "entry_points", lambda group: ())
+
+    with pytest.raises(LoaderUnavailableError, match=r"pip install \."):
+        get_loader("fake")

@@ -55,6 +55,8 @@ def list_models(model_dir: str | Path) -> list[str]:
         top = ModelFiles.read(root)
     except BrokenModelError as error:
         raise ModelNotFoundError(f"the model directory cannot be read: {error}") from None
+    if top.is_file:
+        raise ModelNotFoundError(f"{root} is a file; a directory of models is wanted")
     names = list(first_parts(top.matching(GGUF_PATTERN)))
     for folder in sorted(top.folders):
         if not folder.startswith(".") and _is_inside(root / folder, root):

@@ -243,6 +243,7 @@ def test_loaders_lists_what_each_needs(run: Run) -> None:
 def test_loaders_shows_the_options_of_one(run: Run) -> None:
     """Options come from the loader itself; an unknown loader is exit code 3."""
     assert "tokens_per_second" in run("loaders", "fake").stdout
+    assert "no options of its own" in run("loaders", "native").stdout
     assert run("loaders", "nope").exit_code == 3
 
 

@@ -40,19 +40,45 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
     assert python("-c", program, cwd=tmp_path).stdout == "[]\n"
 
 
-def test_a_terminal_gets_tables_with_colour(tmp_path: Path) -> None:
-    """On a terminal the lists are tables; the pseudo terminal here is 200 columns wide."""
+def on_terminal(*arguments: str, cwd: Path) -> str:
+    """What the program shows on a terminal 200 columns wide."""
     leader, follower = os.openpty()
     env = {**os.environ, "COLUMNS": "200", "TERM": "xterm-256color"}
     subprocess.run(
-        [sys.executable, "-m", "tgwui_k8s", "loaders"],
-        stdout=follower, stderr=follower, stdin=follower, cwd=tmp_path, env=env, timeout=60,
-        check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tgwui_k8s", *arguments],
+        stdout=follower,
+        stderr=follower,
+        stdin=follower,
+        cwd=cwd,
+        env=env,
+        timeout=60,
+    )
     os.close(follower)
     shown = os.read(leader, 100_000).decode()
     os.close(leader)
+    return shown
+
+
+def test_a_terminal_gets_tables_with_colour(tmp_path: Path) -> None:
+    """On a terminal the lists are tables."""
+    shown = on_terminal("loaders", cwd=tmp_path)
 
     assert "\x1b[" in shown
     assert "Transformers" in shown
     assert "\t" not in shown
+
+
+def test_a_terminal_sees_how_far_loading_is(tmp_path: Path) -> None:
+    """`generate` shows progress while it loads, and leaves only the text behind."""
+    shown = on_terminal(
+        "generate", "--loader", "fake", "--model", "fake", "--max-tokens", "9",
+        "--loader-option", "load_seconds=0.3", "hello", cwd=tmp_path,
+    )  # fmt: skip
+
+    assert "loading" in shown
+    assert shown.rstrip().split("\x1b[2K")[-1].strip()
+
+
+def test_a_terminal_is_asked_for_a_prompt(tmp_path: Path) -> None:
+    """Without a prompt and without a pipe there is nothing to wait for."""
+    assert "give a PROMPT" in on_terminal("generate", "--loader", "fake", cwd=tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,6 @@ from tests.helpers.model_zoo import GGUF, LLAMA, PLAIN, Layout
 from tgwui_k8s import demo
 from tgwui_k8s.errors import ModelNotFoundError
 from tgwui_k8s.storage.model_dir import list_models, resolve_model, tokenizer_folder
-
-AS_ROOT = os.geteuid() == 0
 
 
 @pytest.fixture(name="models")
@@ -59,6 +59,8 @@ def test_pattern_of_none_is_not_found(models: Path) -> None:
     """A pattern without match is an unknown model."""
     with pytest.raises(ModelNotFoundError, match="there is no model"):
         resolve_model("Mixed-GGUF/*Q2*", models)
+    with pytest.raises(ModelNotFoundError, match="there is no model"):
+        resolve_model("missing/*Q2*", models)
 
 
 def test_command_line_takes_any_path(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,15 +170,28 @@ def test_long_names_are_cut(models: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.skipif(AS_ROOT, reason="root may read everything")
 def test_folder_without_permission_says_so(models: Path) -> None:
     """A mount with the wrong owner is named as such instead of as missing."""
     (models / "Llama-2-7b").chmod(0)
+
+    with as_nobody(), pytest.raises(ModelNotFoundError, match="permission denied"):
+        resolve_model("Llama-2-7b/config.json", models)
+    with as_nobody(), pytest.raises(ModelNotFoundError, match="cannot be read"):
+        list_models(models / "Llama-2-7b")
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read everything, where the tests run as root."""
+    me = os.geteuid()
+    if me != 0:
+        yield
+        return
+    os.seteuid(65534)
     try:
-        with pytest.raises(ModelNotFoundError, match="permission denied"):
-            resolve_model("Llama-2-7b/config.json", models)
+        yield
     finally:
-        (models / "Llama-2-7b").chmod(0o755)
+        os.seteuid(me)
 
 
 def test_lists_models_and_broken_folders(models: Path) -> None:
@@ -213,6 +228,9 @@ def test_missing_directory_is_not_found(tmp_path: Path) -> None:
     """A directory that does not exist is an error for the list."""
     with pytest.raises(ModelNotFoundError):
         list_models(tmp_path / "missing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        list_models(tmp_path / "file")
 
 
 def test_tokenizer_lies_beside_the_model(models: Path) -> None:
