@@ -21,6 +21,13 @@ Schema = TypeVar("Schema", bound=BaseModel)
 LARGE_BODY_BYTES = 32 * 1024
 """Bodies from this size on are parsed in a thread; smaller ones take well below a millisecond."""
 
+MAX_ARRAY_ITEMS = 500_000
+"""Commas outside strings. pydantic holds the interpreter's lock while it validates, and for this
+many items that is 0.1 s: the longest that one body may keep everything else waiting."""
+
+MAX_OBJECT_KEYS = 20_000
+"""Colons outside strings. Every unknown key is a complaint of its own to make."""
+
 DEFINITIONS = "#/components/schemas/"
 
 BODY_KEY = "x-body"
@@ -43,6 +50,7 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
 
 def parse_body(raw: bytes, schema: type[Schema]) -> Schema:
     """`raw` as an instance of `schema`. Raises `InvalidRequestError`."""
+    _check_size(raw)
     try:
         return schema.model_validate_json(raw)
     except ValidationError as error:
@@ -52,6 +60,26 @@ def parse_body(raw: bytes, schema: type[Schema]) -> Schema:
     except (ValueError, RecursionError):
         raise InvalidRequestError(MALFORMED_JSON) from None
     raise first_complaint(complaints, body)
+
+
+def _check_size(raw: bytes) -> None:
+    """Refuse a body of more values than any request has, before anything is made of them."""
+    if raw.count(b",") <= MAX_ARRAY_ITEMS and raw.count(b":") <= MAX_OBJECT_KEYS:
+        return
+    # Text has commas and colons, too. Between unescaped quotes is text, the rest is structure.
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * MAX_ARRAY_ITEMS:
+        raise _too_many_values()
+    structure = b"".join(plain.split(b'"')[::2])
+    if structure.count(b",") > MAX_ARRAY_ITEMS or structure.count(b":") > MAX_OBJECT_KEYS:
+        raise _too_many_values()
+
+
+def _too_many_values() -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The request body has too many values: at most {MAX_ARRAY_ITEMS} array items and "
+        f"{MAX_OBJECT_KEYS} object members are accepted."
+    )
 
 
 def describe_body(schema: type[BaseModel]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from tgwui_k8s.api.errors import error_body, error_headers, status_of
 from tgwui_k8s.api.plain_route import PlainRoute
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import (
-    DrainingError,
     EngineUnavailableError,
     ModelNotReadyError,
     NotFoundError,
@@ -84,11 +83,11 @@ def why_not_live(state: ServerState) -> RequestError | None:
 
 
 def why_not_ready(state: ServerState) -> RequestError | None:
-    """Why new requests should go elsewhere; None where they may come."""
-    if state.draining:
-        return DrainingError("The server is shutting down.")
-    if state.model is None:
-        return why_not_live(state) or _still_loading(state)
+    """Why new requests should go elsewhere: what one that came now would be refused with."""
+    try:
+        state.require_model()
+    except RequestError as error:
+        return error
     return why_not_live(state)
 
 

@@ -209,6 +209,7 @@ class Metrics:
 
     def set_model(self, model_name: str) -> None:
         """Label what follows with this model; its series start at zero, visible at once."""
+        self._forget_no_model()
         self.model_name = model_name
         self._first_token = self._series("time_to_first_token_seconds")
         self._inter_token = self._series("inter_token_latency_seconds")
@@ -222,6 +223,12 @@ class Metrics:
             reason: self._counters["request_success_total"].labels(model_name, reason)
             for reason in FINISH_REASONS
         }
+
+    def _forget_no_model(self) -> None:
+        """The series of a server without a model hold nothing, and would stay for ever."""
+        for histogram in self._histograms.values():
+            if histogram._labelnames:
+                histogram.remove(NO_MODEL)
 
     def _series(self, name: str) -> Histogram:
         return self._histograms[name].labels(self.model_name)
