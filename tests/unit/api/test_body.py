@@ -29,21 +29,26 @@ WRONG_ARRAYS = (
 )
 
 
+def _num_complaints(schema: type[WireModel], raw: str) -> int:
+    try:
+        schema.model_validate_json(raw)
+    except ValidationError as error:
+        return error.error_count()
+    return 0
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_an_array_of_wrong_items_is_one_complaint(schema: type[WireModel]) -> None:
     """Whatever field it is sent for: a million complaints would take gigabytes and a minute."""
     for name in schema.model_fields:
         for array in WRONG_ARRAYS:
-            try:
-                schema.model_validate_json(f'{{"{name}": {array}}}')
-            except ValidationError as error:
-                assert error.error_count() < 20, name
+            assert _num_complaints(schema, f'{{"{name}": {array}}}') < 20
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b'{"prompt": [' + b"1," * MAX_ARRAY_ITEMS + b"1]}",
+        b'{"prompt": [' + b"1," * (MAX_ARRAY_ITEMS + 1) + b"1]}",
         b'{"prompt": [' + b"1," * MAX_ARRAY_ITEMS + b'1], "user": "a,b"}',
         b"{" + b",".join(b'"%x":1' % i for i in range(MAX_OBJECT_KEYS + 1)) + b"}",
         b'{"prompt": [' + b'"",' * (MAX_ARRAY_ITEMS + 1) + b'""]}',
