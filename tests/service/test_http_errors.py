@@ -84,6 +84,17 @@ async def test_without_a_key_there_is_a_401(prefix: str) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
+async def test_refused_requests_are_counted_by_the_route_they_were_for() -> None:
+    """A wave of wrong keys shows where it broke."""
+    state = make_state(api_key=("k",))
+    async with app_client(state) as client:
+        for path in ("/v1/completions", "/openai/v1/completions", "/nothing"):
+            await client.post(path, json={})
+    text = state.metrics.exposition()[0].decode()
+    assert 'http_requests_total{code="401",route="/v1/completions"} 2.0' in text
+    assert 'http_requests_total{code="401",route="other"} 1.0' in text
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -28,23 +28,25 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
     )
     state.metrics.set_source(state.backend)
-    app.router.routes.extend(health.create_routes(state))
-    app.router.routes.extend(docs.create_routes(app))
-    for module in (completions, chat, models, tokenize, internal):
-        app.include_router(module.create_router(state))
+    app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
+    modules = (completions, chat, models, tokenize, internal)
+    routers = [module.create_router(state) for module in modules]
+    for router in routers:
+        app.include_router(router)
     for error_class in HANDLED:
         app.add_exception_handler(error_class, handle_error)
-    _add_middleware(app, state)
+    paths = (getattr(route, "path", "") for router in routers for route in router.routes)
+    _add_middleware(app, state, frozenset(paths))
     return app
 
 
-def _add_middleware(app: FastAPI, state: ServerState) -> None:
+def _add_middleware(app: FastAPI, state: ServerState, paths: frozenset[str]) -> None:
     """The innermost first: Starlette puts what is added later around what is there."""
     server = state.settings.server
     api_keys, admin_keys = load_keys(server)
     app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes)
     app.add_middleware(Authentication, api_keys=api_keys, admin_keys=admin_keys)
-    app.add_middleware(RequestMiddleware, state=state)
+    app.add_middleware(RequestMiddleware, state=state, routes=paths)
     if server.cors_origin:
         app.add_middleware(
             CORSMiddleware,

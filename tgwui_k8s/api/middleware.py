@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,9 +47,13 @@ logger = logging.getLogger("tgwui_k8s.access")
 class RequestMiddleware:
     """Names a request, answers for whatever goes wrong in it, logs and counts it."""
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(
+        self, app: ASGIApp, state: ServerState, routes: Collection[str] = frozenset()
+    ) -> None:
+        """`routes`: paths of ours, to name a request by that never reached its route."""
         self._app = app
         self._state = state
+        self._routes = routes
         self._root_path = state.settings.server.root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +93,7 @@ class RequestMiddleware:
         return {**scope, "path": path, "method": method, "root_path": ""}
 
     def _finish(self, scope: Scope, answer: _Answer) -> None:
-        route = getattr(scope.get("route"), "path", None) or UNKNOWN_ROUTE
+        route = getattr(scope.get("route"), "path", None) or self._name(scope["path"])
         status = answer.status or CLIENT_CLOSED_REQUEST
         self._state.metrics.count_http_request(route, status)
         level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO
@@ -96,6 +101,9 @@ class RequestMiddleware:
             seconds = round(time.perf_counter() - answer.started, 6)
             fields = event(route=route, method=scope["method"], status=status, duration_s=seconds)
             logger.log(level, "request", extra=fields)
+
+    def _name(self, path: str) -> str:
+        return path if path in self._routes else UNKNOWN_ROUTE
 
 
 class _Answer:

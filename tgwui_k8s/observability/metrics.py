@@ -226,9 +226,11 @@ class Metrics:
 
     def _forget_no_model(self) -> None:
         """The series of a server without a model hold nothing, and would stay for ever."""
-        for histogram in self._histograms.values():
-            if histogram._labelnames:
-                histogram.remove(NO_MODEL)
+        for spec in METRICS:
+            if spec.kind == "histogram" and spec.labels:
+                self._histograms[spec.name].remove(NO_MODEL)
+        for reason in FINISH_REASONS:
+            self._counters["request_success_total"].remove(NO_MODEL, reason)
 
     def _series(self, name: str) -> Histogram:
         return self._histograms[name].labels(self.model_name)

@@ -174,6 +174,18 @@ def test_another_model_gets_series_of_its_own() -> None:
     assert samples["tgwui_num_requests_running{model_name=other}"] == 3
 
 
+def test_a_server_without_a_model_leaves_no_empty_series() -> None:
+    """What came while it was loading is still counted."""
+    metrics = Metrics(ObservabilitySettings())
+    metrics.count_generation_request()
+    metrics.set_model("m")
+    without_model = {name: value for name, value in _samples(metrics).items() if "=none" in name}
+    assert without_model == {
+        "tgwui_generation_requests_total{model_name=none}": 1,
+        "tgwui_requests_aborted_total{model_name=none}": 0,
+    }
+
+
 def test_vllms_names_on_demand() -> None:
     """What autoscalers and dashboards made for vLLM look for has equal values under its names."""
     samples = _samples(_metrics(metrics_compat="vllm"))
