@@ -80,6 +80,8 @@ def _text(message: Message, index: int) -> str | None:
         if message.role == "assistant" and message.tool_calls:
             return None
         raise _missing(f"messages.{index}.content")
+    if isinstance(message.content, str):
+        return message.content
     for place, part in enumerate(message.content):
         if part.text is None:
             raise _missing(f"messages.{index}.content.{place}.text")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -76,11 +76,12 @@ def _note(field: FieldInfo, declared: dict[str, Any]) -> str:
 
 def _nested_model(annotation: Any, mark: str = "") -> tuple[type[WireModel] | None, str]:
     """The model inside an annotation, and `[]` where it is the item of an array."""
-    if isinstance(annotation, type) and issubclass(annotation, WireModel):
+    origin = get_origin(annotation)
+    # To Python 3.10, list[int] is a type, too: hence the look at the origin.
+    if origin is None and isinstance(annotation, type) and issubclass(annotation, WireModel):
         return annotation, mark
     for inner in get_args(annotation):
-        is_array = getattr(annotation, "__origin__", None) is list
-        nested, inner_mark = _nested_model(inner, "[]" if is_array else mark)
+        nested, inner_mark = _nested_model(inner, "[]" if origin is list else mark)
         if nested is not None:
             return nested, inner_mark
     return None, ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import Discriminator, Tag
 
 from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoured, refused
 from tgwui_k8s.api.schemas.generation import GenerationFields
@@ -49,13 +49,18 @@ class ToolCall(WireModel):
     index: int | None = accepted("The place in the array says the same.")
 
 
-def _as_parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+_TEXT = "a text"
+_PARTS = "an array of parts"
+
+
+def _shape(value: Any) -> str:
+    """Which of the two this is, so that errors point at the right place."""
+    return _PARTS if isinstance(value, list) else _TEXT
 
 
 Content = Annotated[
-    list[ContentPart],
-    BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart]),
+    Annotated[str, Tag(_TEXT)] | Annotated[list[ContentPart], Tag(_PARTS)],
+    Discriminator(_shape),
 ]
 
 
