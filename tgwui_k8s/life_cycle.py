@@ -113,6 +113,8 @@ class LifeCycle:
 
     async def _make_server(self) -> uvicorn.Server:
         """The HTTP server around our application. Raises `UsageError`."""
+        # What uvicorn says of an orderly life is said by us.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         # The web framework takes longest to import; signals and the engine are answered meanwhile.
         app = await in_daemon_thread(lambda: _make_app(self._state))
         return Server(
