@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ Run = Callable[..., Result]
 def run_fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Calls the program in an empty folder with no variables of its own set."""
     monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("TGWUI_")]:
+        monkeypatch.delenv(variable)
 
     def run(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> Result:
         return CliRunner(env=env).invoke(main, arguments, input=stdin, prog_name="tgwui-k8s")
