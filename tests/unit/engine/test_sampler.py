@@ -218,6 +218,38 @@ def test_a_broken_row_fails_alone(params: dict[str, Any], poison: float) -> None
     assert broken == SampledToken(-1)
 
 
+def test_a_row_that_runs_empty_between_samplers_takes_its_best_token() -> None:
+    """An n-gram ban empties the row; truncations, temperatures and a report come after it."""
+    order = ("top_p", "no_repeat_ngram", "typical_p", "dynamic_temperature", "top_k")
+    for after_sampling in (False, True):
+        row = make_row(
+            (0,),
+            banned_token_ids=(1,),
+            sampler_priority=order,
+            top_p=0.1,
+            no_repeat_ngram_size=1,
+            typical_p=0.9,
+            dynamic_temperature=True,
+            dynatemp_low=0.5,
+            top_k=2,
+            logprobs=2,
+            logprobs_after_sampling=after_sampling,
+        )
+        assert sample_one([9.0, 8.0, 0.0, 1.0], row).token_id == 3
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.0}])
+def test_a_broken_row_that_wants_logprobs_fails_alone(params: dict[str, Any]) -> None:
+    """The report of a row full of NaN is made in vain, but made."""
+    logits = np.full((2, 6), math.nan, np.float32)
+    logits[1] = 0.0
+    rows = [make_row(logprobs=6, **params), make_row(logprobs=6, **params)]
+
+    broken, healthy = NumpySampler().sample(logits, rows, [0, 1], [None, None])
+    assert broken == SampledToken(-1)
+    assert healthy.logprobs is not None
+
+
 def test_a_row_of_minus_infinity_fails() -> None:
     """There is nothing to choose from."""
     assert sample_one([-math.inf] * 4, make_row()) == SampledToken(-1)

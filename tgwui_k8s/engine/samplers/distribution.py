@@ -28,7 +28,7 @@ class Distribution:
     """Column: the largest logit; 0 in a row without candidates."""
     weights: Float
     total: Double
-    """Column."""
+    """Column: the sum of the weights; 1 in a row without candidates."""
 
     @staticmethod
     def of(logits: Float) -> Distribution:
@@ -37,7 +37,9 @@ class Distribution:
         peak = np.where(np.isfinite(peak), peak, np.float32(0))
         weights = logits - peak
         np.exp(weights, out=weights)
-        return Distribution(peak, weights, weights.sum(axis=1, keepdims=True, dtype=np.float64))
+        total = weights.sum(axis=1, keepdims=True, dtype=np.float64)
+        total[total == 0] = 1
+        return Distribution(peak, weights, total)
 
     @property
     def log_total(self) -> Double:

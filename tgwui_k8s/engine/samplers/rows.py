@@ -117,6 +117,7 @@ class NumpyKernels:
         rows = np.arange(len(columns))
         weights = distribution.weights[rows, columns].astype(np.float64)
         token_ids = columns if candidates.token_ids is None else candidates.token_ids[rows, columns]
+        token_ids = np.where(weights > 0, token_ids, 0)
         return token_ids, np.log(weights / distribution.total[:, 0])
 
     def logprobs_of(self, candidates: Candidates, token_ids: Sequence[int]) -> NDArray[Any]:
@@ -192,7 +193,8 @@ def _best_columns(logits: Float, number: int) -> NDArray[np.int64]:
     if number:
         least = np.partition(logits, -number, axis=1)[:, -number]
         for row, values in enumerate(logits):
-            columns = np.flatnonzero(values >= least[row])
+            # Not ">=": a row that holds NaN has to find as many columns as any other.
+            columns = np.flatnonzero(~(values < least[row]))
             order = np.argsort(-values[columns], kind="stable")
             best[row] = columns[order[:number]]
     return best

@@ -130,7 +130,10 @@ class Kernels(Protocol):
         ...
 
     def draw(self, candidates: Candidates, uniforms: Sequence[float]) -> tuple[Array, Array]:
-        """Token ids by inverse CDF in order of token id, and their log probabilities."""
+        """Token ids by inverse CDF in order of token id, and their log probabilities.
+
+        Without candidates: any token id of the vocabulary, and -inf.
+        """
         ...
 
     def logprobs_of(self, candidates: Candidates, token_ids: Sequence[int]) -> Array:

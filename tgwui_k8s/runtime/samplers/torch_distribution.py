@@ -20,7 +20,7 @@ class Distribution:
     """Column: the largest logit; 0 in a row without candidates."""
     weights: Tensor
     total: Tensor
-    """Column, float64."""
+    """Column, float64: the sum of the weights; 1 in a row without candidates."""
 
     @staticmethod
     def of(logits: Tensor) -> Distribution:
@@ -28,7 +28,8 @@ class Distribution:
         peak = logits.amax(1, keepdim=True)
         peak = torch.where(peak.isfinite(), peak, 0.0)
         weights = (logits - peak).exp_()
-        return Distribution(peak, weights, weights.sum(1, keepdim=True, dtype=torch.float64))
+        total = weights.sum(1, keepdim=True, dtype=torch.float64)
+        return Distribution(peak, weights, torch.where(total == 0, 1.0, total))
 
     @property
     def log_total(self) -> Tensor:
