@@ -24,7 +24,7 @@ from tgwui_k8s.api.errors import HANDLED, handle_error
 from tgwui_k8s.api.middleware import BodyLimit, RequestMiddleware
 from tgwui_k8s.api.state import ServedModel, ServerState
 from tgwui_k8s.api.tokenizer import Tokenizer
-from tgwui_k8s.config import EngineSection, ServerSettings, Settings
+from tgwui_k8s.config import EngineSection, ObservabilitySettings, ServerSettings, Settings
 from tgwui_k8s.contract import LoadProgress
 from tgwui_k8s.demo.tiny_tokenizer import CHAT_TEMPLATE, write_tokenizer
 from tgwui_k8s.observability.metrics import Metrics
@@ -58,10 +58,12 @@ def make_state(
     *,
     template: str | None = CHAT_TEMPLATE,
     engine: EngineSection = EngineSection(),  # noqa: B008 - frozen
+    log_prompts: bool = False,
     **server: Any,
 ) -> ServerState:
     """A state with `backend`'s model loaded."""
-    settings = Settings(server=ServerSettings(**server), engine=engine)
+    observability = ObservabilitySettings(log_prompts=log_prompts)
+    settings = Settings(server=ServerSettings(**server), engine=engine, observability=observability)
     tokenizer = tiny_tokenizer()
     chat_template = (
         None if template is None else ChatTemplate({DEFAULT: template}, tokenizer.special_tokens)

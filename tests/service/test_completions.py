@@ -24,6 +24,7 @@ from tests.helpers.api_server import (
 from tests.helpers.fake_backend import FakeBackend, fake_logprobs
 from tgwui_k8s.config import EngineSection
 from tgwui_k8s.errors import EngineUnavailableError, OverloadedError
+from tgwui_k8s.observability.log import line_of
 
 PATH = "/v1/completions"
 BODY = {"model": MODEL, "prompt": "A recipe:", "max_tokens": 8}
@@ -524,6 +525,26 @@ def test_large_body_is_worked_on_beside_the_event_loop(monkeypatch: pytest.Monke
 
     assert threads[0] != threads[1]
     assert len(server.backend.requests[1].prompt_token_ids) == 5
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_log_line_holds_texts_only_where_they_are_wanted(
+    log_prompts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line per generation, with what was said in it only under --log-prompts."""
+    with (
+        caplog.at_level("INFO", "tgwui_k8s"),
+        serving(make_backend(), log_prompts=log_prompts) as server,
+    ):
+        server.post(PATH, BODY)
+        wait_until(lambda: [r for r in caplog.records if r.getMessage() == "generation"])
+
+    (record,) = [r for r in caplog.records if r.getMessage() == "generation"]
+    fields = line_of(record)
+    assert (fields["route"], fields["status"], fields["finish_reason"]) == (PATH, 200, "length")
+    assert fields["completion_tokens"] == 8
+    assert fields.get("prompts") == (["<s>A recipe:"] if log_prompts else None)
+    assert fields.get("completions") == ([said(8)] if log_prompts else None)
 
 
 def test_generation_is_measured(server: ApiServer) -> None:

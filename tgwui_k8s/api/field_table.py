@@ -107,7 +107,7 @@ def _type_text(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def _bounds(schema: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
-    limits = [f"{sign} {schema[key]}" for key, sign in signs.items() if _is_told(schema, key)]
+    limits = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if _is_told(schema, key)]
     return f" {', '.join(limits)}" if limits else ""
 
 

@@ -24,6 +24,7 @@ from tgwui_k8s.api.plan import Plan, PromptRun
 from tgwui_k8s.api.request_times import RequestTimes
 from tgwui_k8s.api.schemas.responses import PromptTokensDetails, Usage
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.api.transcript import Transcript
 from tgwui_k8s.contract import TokenDelta, TopLogprobs
 from tgwui_k8s.errors import (
     ContextLengthError,
@@ -61,6 +62,8 @@ class Generation:
         self._places = asyncio.Semaphore(state.settings.engine.max_num_seqs)
         self._times = RequestTimes(plan.arrival, state.metrics)
         self._is_woken = False
+        logs_prompts = state.settings.observability.log_prompts
+        self._transcript = Transcript(plan) if logs_prompts else None
 
     @property
     def usage(self) -> Usage:
@@ -141,7 +144,10 @@ class Generation:
     def _take(self) -> list[ChoiceChunk]:
         chunks = [choice.take() for choice in self._with_news.values()]
         self._with_news.clear()
-        return [chunk for chunk in chunks if chunk is not None]
+        taken = [chunk for chunk in chunks if chunk is not None]
+        if self._transcript is not None:
+            self._transcript.note(taken)
+        return taken
 
     # ------------------------------------------------------------------------------- the engine
 
@@ -234,7 +240,10 @@ class Generation:
         self._state.metrics.observe_request(record)
         if record.is_aborted:
             self._state.metrics.count_aborted_request()
-        logger.info("generation", extra=event(**record.log_fields()))
+        fields = record.log_fields()
+        if self._transcript is not None:
+            fields.update(self._transcript.log_fields())
+        logger.info("generation", extra=event(**fields))
 
 
 def _engine_error(delta: TokenDelta) -> RequestError:
