@@ -72,14 +72,20 @@ def test_stale_pages_are_found_and_rewritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The check fails on missing and changed pages, and writing them satisfies it."""
-    assert generate.main(["--check"], tmp_path) == 1
-    assert "settings.md" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{generate.TABLE_BEGINS}\nold\n{generate.TABLE_ENDS}\nEnd.\n")
 
-    assert generate.main([], tmp_path) == 0
-    assert generate.main(["--check"], tmp_path) == 0
+    assert generate.main(["--check"], tmp_path, readme) == 1
+    assert "settings.md" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [readme]
+
+    assert generate.main([], tmp_path, readme) == 0
+    assert generate.main(["--check"], tmp_path, readme) == 0
+    assert readme.read_text().startswith("# Title\n")
+    assert readme.read_text().endswith("\nEnd.\n")
+    assert "| `--port`, `--api-port` | `5000` |" in readme.read_text()
     (tmp_path / "errors.md").write_text("by hand")
-    assert generate.main(["--check"], tmp_path) == 1
+    assert generate.main(["--check"], tmp_path, readme) == 1
 
 
 def test_loaders_extras_and_files_go_together() -> None:
