@@ -121,7 +121,7 @@ def _body_schemas(names: Iterable[str]) -> dict[str, Any]:
 
 def _plain_paths(app: FastAPI) -> dict[str, Any]:
     """Probes and documents: routes that FastAPI knows nothing about."""
-    responses = {"200": {"description": "Yes."}, "503": ERROR_RESPONSES["503"]}
+    responses = {"200": {"description": "Yes."}, **ERROR_RESPONSES}
     paths = {}
     for route in app.routes:
         if isinstance(route, PlainRoute):

@@ -50,7 +50,8 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
     async def model_ready(request: Request) -> Response:
         """The same for one served model."""
         name = request.path_params["model"]
-        return _answer("ready", why_not_ready(state) or _not_served(state, name), name=name)
+        error = why_not_ready(state) or _not_served(state, name)
+        return _answer("ready", error, name=name[:200])
 
     async def upstream_health(request: Request) -> Response:
         """The same under text-generation-webui's name and in its words."""
