@@ -130,9 +130,24 @@ def test_failing_load_ends_the_start_with_one_line(
     assert words in only_error(server)
 
 
-def test_wrong_key_file_is_a_usage_error(servers: contextlib.ExitStack, tmp_path: Path) -> None:
+def test_broken_tokenizer_ends_the_start_with_one_line(
+    servers: contextlib.ExitStack, tmp_path: Path
+) -> None:
+    """What only the API process reads counts too, and the engine is not waited for."""
+    (tmp_path / "tokenizer.json").write_text("{")
+    flags = ("--model", str(tmp_path))
+    server = start(servers, *flags, options={"load_seconds": 3600})
+
+    assert server.wait() == 3
+    assert "tokenizer.json" in only_error(server)
+
+
+@pytest.mark.parametrize("flag", ["--api-key-file", "--chat-template"])
+def test_missing_file_of_a_setting_is_a_usage_error(
+    flag: str, servers: contextlib.ExitStack, tmp_path: Path
+) -> None:
     """Exit code 2: the operator must change a setting."""
-    server = start(servers, "--api-key-file", str(tmp_path / "missing"))
+    server = start(servers, flag, str(tmp_path / "missing"))
 
     assert server.wait() == 2
     assert "missing" in only_error(server)

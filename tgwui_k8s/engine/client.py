@@ -14,7 +14,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from typing import Literal
 
 from msgspec.structs import replace
@@ -272,8 +271,7 @@ class EngineClient:
         self._info, self._stats = loaded.info, loaded.stats
         self.load_seconds = loaded.load_seconds
         self._ready_time = time.monotonic()
-        token_budget = self._load.settings.token_budget(loaded.info.device) if self._load else 1
-        self._watchdog = Watchdog(self._watchdog_seconds, token_budget)
+        self._watchdog = Watchdog(self._watchdog_seconds, loaded.token_budget)
         self._watching = asyncio.create_task(self._watch(self._watchdog))
         self._change_phase("ready")
         self._end_loading(loaded.info)
@@ -369,8 +367,7 @@ def _startup_error(message: LoadFailed) -> StartupError:
 async def _cancel(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait((task,))
 
 
 def _ignore(*_: object) -> None:

@@ -77,6 +77,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     info: ModelInfo
     stats: EngineStats
     load_seconds: float
+    token_budget: int
+    """The most tokens a step may have."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -125,7 +125,8 @@ def serve(channel: EngineChannel) -> int:
             channel.send(LoadFailed(type(error).__name__, str(error)))
             return 3
         pulse.source = host.heartbeat
-        channel.send(Loaded(info, host.stats, time.monotonic() - started))
+        seconds = time.monotonic() - started
+        channel.send(Loaded(info, host.stats, seconds, first.settings.token_budget(info.device)))
         host.run(channel)
     except ChannelClosedError:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ TO_ENGINE: list[ToEngine] = [
 ]
 FROM_ENGINE: list[FromEngine] = [
     Progress(LoadProgress("loading", 5, 10)),
-    Loaded(INFO, EngineStats(num_steps=3), 1.5),
+    Loaded(INFO, EngineStats(num_steps=3), 1.5, 512),
     LoadFailed("BrokenModelError", "x is broken"),
     StepOutput([RequestDeltas("r1", [DELTA])], EngineStats(kv_cache_usage=0.5)),
     Rejected("r2", "full"),
@@ -117,7 +118,7 @@ def test_frames_are_found_however_the_stream_is_cut(payloads: list[bytes], cuts:
 
     found = [
         payload
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
         for payload in splitter.feed(stream[start:stop])
     ]
 
