@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 from tgwui_k8s.config import ServerSettings, Settings
@@ -25,9 +26,10 @@ _BACKLOG = 2048
 logger = logging.getLogger(__name__)
 
 
-def run_server(settings: Settings) -> int:
+def run_server(settings: Settings, warnings: Sequence[str] = ()) -> int:
     """Serve until a signal; returns the process's exit code (see api.md).
 
+    `warnings` are about the settings; they are logged, since there is no log before.
     Call it once, in the main thread of a process of its own: it takes over signals, logging, the
     umask and the file descriptors 1 and 2.
     """
@@ -37,6 +39,8 @@ def run_server(settings: Settings) -> int:
             signal.signal(number, _stop_before_start)
     os.umask(0o002)
     setup_logging(settings.observability)
+    for warning in warnings:
+        logger.warning("%s", warning)
     try:
         listener = bind(settings.server)
     except BindError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from tgwui_k8s.cli.options import with_settings
+from tgwui_k8s.cli.options import show_warnings, with_settings
 from tgwui_k8s.cli.tables import print_table
 from tgwui_k8s.config import Settings
 from tgwui_k8s.setting_field import SettingField, setting_fields
@@ -26,6 +26,7 @@ def config(settings: Settings, provenance: Provenance, form: str | None) -> None
       tgwui-k8s config --port 8080
       TGWUI_PORT=8080 tgwui-k8s config --yaml > settings.yaml
     """
+    show_warnings(provenance)
     values = {
         field: getattr(getattr(settings, field.section), field.name)
         for field in setting_fields().values()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from tgwui_k8s.byte_size import format_byte_size
-from tgwui_k8s.cli.options import with_settings
+from tgwui_k8s.cli.options import show_warnings, with_settings
 from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import LoadProgress, ProgressCallback
 from tgwui_k8s.errors import UsageError
@@ -106,6 +106,7 @@ def generate(
       tgwui-k8s generate --chat "Which port does the API use?" --temperature 0
       echo "Once upon a time" | tgwui-k8s generate --model /models/NAME --max-tokens 50
     """
+    show_warnings(provenance)
     text = _read_prompt(prompt)
     if "" in stop:
         raise UsageError("--stop must not be empty")

@@ -8,7 +8,7 @@ import json
 import rich_click as click
 
 from tgwui_k8s.byte_size import format_byte_size
-from tgwui_k8s.cli.options import with_settings
+from tgwui_k8s.cli.options import show_warnings, with_settings
 from tgwui_k8s.cli.tables import print_table
 from tgwui_k8s.config import Settings
 from tgwui_k8s.errors import ModelNotFoundError
@@ -33,6 +33,7 @@ def models(settings: Settings, provenance: Provenance, as_json: bool) -> None:
       tgwui-k8s models --model-dir /models
       tgwui-k8s models --json | jq '.[] | select(.loader == "llama.cpp") | .name'
     """
+    show_warnings(provenance)
     model_dir = settings.model.model_dir
     try:
         found = describe_models(model_dir)

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from tgwui_k8s.errors import UsageError
 from tgwui_k8s.setting_field import SettingField, setting_fields
-from tgwui_k8s.settings import CONFIG_VARIABLE, load_settings
+from tgwui_k8s.settings import CONFIG_VARIABLE, Provenance, load_settings
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - what --listen asks for
 
@@ -51,8 +51,7 @@ class SettingOption(click.RichOption):
 def with_settings(*wanted: str) -> Callable[[Command], Command]:
     """Give a command options for whole sections or single settings, by name.
 
-    The command is called with `settings` and `provenance` in place of the options. What the
-    sources deserve a warning for is said on stderr.
+    The command is called with `settings` and `provenance` in place of the options.
     """
     chosen = [
         field
@@ -74,8 +73,6 @@ def with_settings(*wanted: str) -> Callable[[Command], Command]:
             if has_server:
                 _apply_upstream_flags(flags, options)
             settings, provenance = load_settings(flags, os.environ, config_file)
-            for warning in provenance.warnings:
-                click.secho(f"Warning: {warning}", fg="yellow", err=True)
             return command(settings=settings, provenance=provenance, **options)
 
         decorated: Command = run
@@ -86,6 +83,12 @@ def with_settings(*wanted: str) -> Callable[[Command], Command]:
         return _config_option(decorated)
 
     return decorate
+
+
+def show_warnings(provenance: Provenance) -> None:
+    """Say on stderr what the sources of the settings deserve a warning for."""
+    for warning in provenance.warnings:
+        click.secho(f"Warning: {warning}", fg="yellow", err=True)
 
 
 def _option_for(field: SettingField) -> Callable[[Command], Command]:

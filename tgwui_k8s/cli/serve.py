@@ -27,4 +27,4 @@ def serve(ctx: click.Context, settings: Settings, provenance: Provenance) -> Non
     lets running requests finish. Exit codes: 0 stopped by a signal, 2 wrong settings, 3 could not
     load the model or bind the port.
     """
-    ctx.exit(run_server(settings))
+    ctx.exit(run_server(settings, provenance.warnings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ def served_fixture(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Stands in for the server: notes the settings it was started with and stops with 0."""
     served: list[Settings] = []
 
-    def run_server(settings: Settings) -> int:
+    def run_server(settings: Settings, warnings: Sequence[str]) -> int:
         served.append(settings)
         return 0
 
@@ -130,7 +130,7 @@ def test_usage_errors_exit_with_2(
 def test_start_up_errors_exit_with_3(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the server cannot do is a line and exit code 3."""
 
-    def run_server(settings: Settings) -> int:
+    def run_server(settings: Settings, warnings: Sequence[str]) -> int:
         raise BindError("port 5000 is taken")
 
     monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", run_server)
@@ -142,9 +142,21 @@ def test_start_up_errors_exit_with_3(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_exit_code_of_the_server_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that could not load its model says 3 itself."""
-    monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", lambda settings: 3)
+    monkeypatch.setattr("tgwui_k8s.cli.serve.run_server", lambda *_: 3)
 
     assert run("serve").exit_code == 3
+
+
+def test_server_logs_the_warnings_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's output is a log: the server gets the warnings to write them in its form."""
+    heard: list[str] = []
+    monkeypatch.setattr(
+        "tgwui_k8s.cli.serve.run_server", lambda _, warnings: heard.extend(warnings) or 0
+    )
+    result = run("serve", env={"TGWUI_PROT": "5"})
+
+    assert "TGWUI_PROT" in heard[0]
+    assert result.output == ""
 
 
 def test_warnings_go_to_stderr(run: Run) -> None:
