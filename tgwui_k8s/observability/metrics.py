@@ -199,7 +199,7 @@ class Metrics:
             own_too = (*self._counters.values(), *self._gauges.values(), *self._histograms.values())
             self.registry.register(_VllmNames((stats, *own_too)))
         self._gauges["build_info"].labels(__version__, platform.python_version()).set(1)
-        self.set_model(model_name)
+        self._begin_series(model_name)
 
     # -- wiring -------------------------------------------------------------------------------
 
@@ -209,7 +209,11 @@ class Metrics:
 
     def set_model(self, model_name: str) -> None:
         """Label what follows with this model; its series start at zero, visible at once."""
-        self._forget_no_model()
+        if self.model_name == NO_MODEL:
+            self._forget_no_model()
+        self._begin_series(model_name)
+
+    def _begin_series(self, model_name: str) -> None:
         self.model_name = model_name
         self._first_token = self._series("time_to_first_token_seconds")
         self._inter_token = self._series("inter_token_latency_seconds")

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route, Router
-from starlette.types import Message, Scope
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
 
 from tests.helpers.still_backend import make_state
 from tgwui_k8s.api.app import create_app
 from tgwui_k8s.api.middleware import BodyLimit, RequestMiddleware
+from tgwui_k8s.api.plain_route import PlainRoute
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import DrainingError, InvalidRequestError
 from tgwui_k8s.observability.log import request_id_var, trace_id_var
@@ -33,7 +34,7 @@ async def _hello(request: Request) -> Response:
 
 def _client(state: ServerState, endpoint: Endpoint = _hello, path: str = "/x") -> httpx.AsyncClient:
     """A client of one route behind the middleware."""
-    routes = [Route(path, endpoint, methods=["GET", "POST"])]
+    routes = [PlainRoute(path, endpoint, methods=["GET", "POST"])]
     app = RequestMiddleware(BodyLimit(Router(routes=routes), 10), state)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
@@ -130,21 +131,18 @@ async def test_a_bug_is_a_500_whose_stack_is_in_the_log_only(
 async def test_an_error_after_the_first_byte_breaks_the_answer_off() -> None:
     """Too late for a status: the exception goes on to the server, which cuts the connection."""
 
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"one"
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
         raise InvalidRequestError("late")
 
-    async def endpoint(request: Request) -> Response:
-        return StreamingResponse(chunks())
-
-    app = RequestMiddleware(Router(routes=[Route("/x", endpoint)]), make_state())
     sent = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    with pytest.raises(Exception, match=r"late|already started"):
-        await app(_scope("GET", "/x"), _no_body, send)
+    with pytest.raises(InvalidRequestError, match="late"):
+        await RequestMiddleware(route, make_state())(_scope("GET", "/x"), _no_body, send)
     assert [message.get("more_body") for message in sent] == [None, True]
 
 
