@@ -78,10 +78,17 @@ def describe_generation(
     (answer_schema, chunk_schema), components = msgspec.json.schema_components(
         (answer, chunk), ref_template=DEFINITIONS + "{name}"
     )
-    events = {
+    chunk_text = {
         "type": "string",
-        "description": "`data: {chunk}` events, then `data: [DONE]`.",
-        "x-event": chunk_schema,
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [chunk_schema, {"$ref": DEFINITIONS + "Error"}]},
+    }
+    # The schema of one event, as OpenAPI 3.2 describes event streams.
+    event = {
+        "type": "object",
+        "description": "A chunk, an error that ends the stream, or its regular end.",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [chunk_text, {"const": "[DONE]"}]}},
     }
     described["$defs"].update(components)
     described["responses"] = {
@@ -89,7 +96,7 @@ def describe_generation(
             "description": "The answer, or with `stream` its chunks as server-sent events.",
             "content": {
                 "application/json": {"schema": answer_schema},
-                "text/event-stream": {"schema": events},
+                "text/event-stream": {"schema": event},
             },
         }
     }
