@@ -92,11 +92,13 @@ def top_p(logits: Tensor, mass: Tensor) -> None:
     """Keep the fewest most likely tokens that together reach this probability (nucleus)."""
     distribution = Distribution.of(logits)
     goal = distribution.total * mass
-    best = _largest(distribution.weights, _FIRST_WINDOW)
-    reached = best.cumsum(1, dtype=torch.float64)
-    if best.shape[1] < logits.shape[1] and bool((reached[:, -1:] < goal).any()):
-        best = _largest(distribution.weights, logits.shape[1])
+    number = _FIRST_WINDOW
+    while True:
+        best = _largest(distribution.weights, number)
         reached = best.cumsum(1, dtype=torch.float64)
+        if number >= logits.shape[1] or not bool((reached[:, -1:] < goal).any()):
+            break
+        number *= 4
     _keep_mass(logits, distribution.weights, best, reached, goal)
 
 
