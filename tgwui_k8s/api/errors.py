@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from tgwui_k8s.api.validation import validation_error
 from tgwui_k8s.errors import (
     AuthenticationError,
     DeadlineExceededError,
@@ -58,8 +57,8 @@ def as_request_error(error: BaseException) -> RequestError:
     """Say any exception in the words of this package; what is nobody else's fault is ours."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, (RequestValidationError, ValidationError)):
-        return validation_error(error)
+    if isinstance(error, RequestValidationError):
+        return _about_parameter(error.errors()[0])
     if isinstance(error, ModelNotFoundError):
         return NotFoundError(without_folders(str(error)), param="model", code="model_not_found")
     if isinstance(error, (StartupError, UsageError)):
@@ -67,6 +66,14 @@ def as_request_error(error: BaseException) -> RequestError:
     if isinstance(error, ClientDisconnect):
         return InvalidRequestError("The connection was closed before the whole body had arrived.")
     return InternalError("The server had an error while processing your request.")
+
+
+def _about_parameter(complaint: Mapping[str, Any]) -> InvalidRequestError:
+    """A path or query parameter that FastAPI refused; bodies are `api.body`'s."""
+    param = ".".join(str(part) for part in complaint["loc"][1:])[:200]
+    return InvalidRequestError(
+        f"Invalid '{param}': {complaint['msg']}.", param=param, code="invalid_value"
+    )
 
 
 def http_error(error: HTTPException, request: Request) -> RequestError:
@@ -140,7 +147,6 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 HANDLED: tuple[type[Exception], ...] = (
     TgwuiError,
-    ValidationError,
     RequestValidationError,
     HTTPException,
 )

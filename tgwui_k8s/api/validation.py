@@ -10,9 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
-
 from tgwui_k8s.errors import InvalidRequestError
 
 MALFORMED_JSON = (
@@ -56,19 +53,8 @@ _BOUNDS = {
 }
 
 
-def validation_error(error: ValidationError | RequestValidationError) -> InvalidRequestError:
-    """The first thing wrong with a request's body, as the error its client gets."""
-    if isinstance(error, RequestValidationError):
-        complaints: Sequence[Complaint] = error.errors()
-        body = error.body
-    else:
-        complaints = error.errors(include_url=False)
-        body = None
-    return first_complaint(complaints, body)
-
-
-def first_complaint(complaints: Sequence[Complaint], body: Any = None) -> InvalidRequestError:
-    """What to tell a client about `complaints`; `body` is the parsed body, where it is known."""
+def first_complaint(complaints: Sequence[Complaint], body: Any) -> InvalidRequestError:
+    """What to tell a client about `complaints`; `body` is the parsed body they are about."""
     first = complaints[0]
     if first["type"] == "json_invalid":
         return InvalidRequestError(MALFORMED_JSON)
@@ -89,8 +75,6 @@ def first_complaint(complaints: Sequence[Complaint], body: Any = None) -> Invali
 
 
 def _about_the_body(complaint: Complaint) -> InvalidRequestError:
-    if complaint["type"] == "missing":
-        return InvalidRequestError(MALFORMED_JSON)
     if complaint["type"] in _TYPE_NAMES:
         kind = _kind_of(complaint["input"])
         return InvalidRequestError(
@@ -202,23 +186,16 @@ def _field_path(complaint: Complaint, body: Any) -> str:
     """Where the complaint points, as `messages.0.content`.
 
     Pydantic puts the names of union branches between the fields; following the body tells them
-    apart. Without the body, what does not look like a field name is left out.
+    apart.
     """
-    location = list(complaint["loc"])
-    if location and location[0] in ("body", "query", "path", "header"):
-        location = location[1:]
-    if location and complaint["type"] == "json_invalid":
-        return ""
+    location = complaint["loc"]
     parts: list[str] = []
     here = body
     for depth, part in enumerate(location):
         is_last = depth == len(location) - 1
-        if body is not None:
-            if _holds(here, part):
-                here = here[part]
-            elif not (is_last and complaint["type"] == "missing"):
-                continue
-        elif isinstance(part, str) and not part.isidentifier() and depth > 0:
+        if _holds(here, part):
+            here = here[part]
+        elif not (is_last and complaint["type"] == "missing"):
             continue
         parts.append(str(part))
     return ".".join(parts)[:MAX_PARAM_CHARS]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -15,6 +18,7 @@ from tgwui_k8s.api.errors import (
     as_request_error,
     error_body,
     error_response,
+    handle_error,
     http_error,
     status_of,
     without_folders,
@@ -164,6 +168,21 @@ def test_an_error_wrapped_by_the_framework_keeps_its_status() -> None:
     wrapped = HTTPException(400, "There was an error parsing the body")
     wrapped.__cause__ = errors.PayloadTooLargeError("too large")
     assert status_of(http_error(wrapped, _request("POST", "/"))) == 413
+
+
+async def test_a_wrong_query_parameter_is_a_400() -> None:
+    """Parameters that FastAPI checks are refused in the same words as bodies."""
+    app = FastAPI()
+    app.add_exception_handler(RequestValidationError, handle_error)
+
+    @app.get("/x")
+    async def route(limit: int) -> int:
+        return limit
+
+    async with AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client:
+        answer = await client.get("/x?limit=many")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "limit", "invalid_value")
 
 
 def test_a_client_that_left_while_sending_is_not_our_fault() -> None:

@@ -198,6 +198,31 @@ def test_a_wrong_field_is_named_in_openais_words(
     assert (error.param, error.code, error.message) == (param, code, message)
 
 
+class Cat(BaseModel):
+    """One kind of a tagged union."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """Another kind."""
+
+    kind: Literal["dog"]
+
+
+class Owner(BaseModel):
+    """Has a tagged union."""
+
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+def test_an_unknown_kind_of_a_tagged_union_is_named() -> None:
+    """The kinds there are stand in the message."""
+    with pytest.raises(InvalidRequestError, match=r"'cow'.*'cat', 'dog'") as caught:
+        parse_body(b'{"pet": {"kind": "cow"}}', Owner)
+    assert (caught.value.param, caught.value.code) == ("pet", "invalid_value")
+
+
 def test_a_missing_field_at_the_top_is_named() -> None:
     """The field that is not there is the param."""
     with pytest.raises(InvalidRequestError) as caught:
