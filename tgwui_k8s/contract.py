@@ -187,6 +187,7 @@ class SampledToken:
     """What the sampler chose for one row."""
 
     token_id: int
+    """-1: the row has no finite logit (the model returned NaN); the sequence fails, alone."""
     logprobs: TopLogprobs | None = None
 
 

@@ -176,7 +176,7 @@ class RowSampler:
         return choice
 
     def _prepare(self, logits: Logits, group: list[Job], attempt: Attempt) -> Array:
-        """The rows' logits before their samplers: guided, masked, biased, without bans."""
+        """The rows' logits before their samplers: guided, masked, biased, bans taken out."""
         prepared = self._take_guided(logits, group)
         masked = [i for i, job in enumerate(group) if job.row.allowed_token_ids is not None]
         if masked:
