@@ -59,19 +59,19 @@ def engine_requests(
     """
     _check_num_choices(asked)
     prompts = [_usable(prompt, request, asked.param, model) for prompt in asked.prompts]
-    negative = _negative_prompt(request, model)
-    lengths = [_max_tokens(len(prompt), len(negative), request, asked, model) for prompt in prompts]
-    timeout_seconds = timeout_of(request, settings)
-    resumed = _resumed(request, asked, model)
-    _check_resumed_lengths(request, resumed)
     params = sampling_params(
         request,
         model,
-        max_tokens=lengths[0],
+        max_tokens=0,  # each prompt has its own, see below
         reported=asked.reported,
         preset_dir=Path(settings.preset_dir) if settings.preset_dir is not None else None,
     )
     is_guided = params.guidance_scale != 1.0
+    negative = _negative_prompt(request, model) if is_guided else []
+    lengths = [_max_tokens(len(prompt), len(negative), request, asked, model) for prompt in prompts]
+    timeout_seconds = timeout_of(request, settings)
+    resumed = _resumed(request, asked, model)
+    _check_resumed_lengths(request, resumed)
     n = asked.num_choices
     return [
         GenerationRequest(
@@ -148,7 +148,8 @@ def _max_tokens(
     room = longest - max(num_prompt_tokens, num_negative_tokens)
     wanted = None if request.auto_max_new_tokens else asked.max_tokens
     if room < (1 if wanted is None else wanted):
-        raise _too_long(num_prompt_tokens, wanted, longest, asked.param)
+        param = asked.param if num_prompt_tokens >= num_negative_tokens else "negative_prompt"
+        raise _too_long(longest - room, wanted, longest, param)
     if wanted is None:
         default = None if request.auto_max_new_tokens else asked.default_max_tokens
         wanted = room if default is None else min(room, default)
