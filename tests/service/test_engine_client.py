@@ -413,7 +413,7 @@ async def test_engine_dies_with_the_api_process() -> None:
     pid = int(await parent.stdout.readline())
     assert is_running(pid)
     parent.kill()
-    await parent.wait()
+    await parent.communicate()
 
     await until(lambda: not is_running(pid))
 

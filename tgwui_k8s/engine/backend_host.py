@@ -34,6 +34,8 @@ class BackendHost:
         self._backend = backend
         self._max_waiting_requests = max_waiting_requests
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Aborted, and not yet at their end; they no longer count."""
         self._inbox: asyncio.Queue[ToEngine] = asyncio.Queue()
         self._failure: BaseException | None = None
 
@@ -69,7 +71,8 @@ class BackendHost:
         finally:
             for task in self._tasks.values():
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            tasks = (*self._tasks.values(), *self._ending)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._backend.close()
 
     def _handle(self, message: ToEngine, channel: EngineChannel) -> None:
@@ -78,8 +81,9 @@ class BackendHost:
         elif isinstance(message, AbortRequest) and message.index is not None:
             self._backend.abort_choice(message.request_id, message.index)
         elif isinstance(message, AbortRequest):
-            task = self._tasks.get(message.request_id)
+            task = self._tasks.pop(message.request_id, None)
             if task is not None:
+                self._ending.add(task)
                 task.cancel()
 
     def _add(self, request: GenerationRequest, channel: EngineChannel) -> None:
@@ -102,6 +106,7 @@ class BackendHost:
 
     def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(request_id, None)
+        self._ending.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
             self._inbox.put_nowait(Shutdown())
