@@ -93,9 +93,6 @@ class SuffixMatches:
         # _lengths[i] belongs to position i; the last position is no earlier one.
         self._lengths = _match_lengths(list(token_ids), self.breakers)
 
-    def __len__(self) -> int:
-        return self._size
-
     def append(self, token_id: int) -> None:
         """Follow the sequence by one token."""
         earlier = self._tokens[: self._size]
