@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import select
 import sys
 import threading
 import traceback
@@ -39,6 +40,7 @@ Line = dict[str, Any]
 
 _FIRST_BYTES = b'{"ts":"'
 _EVENT = "tgwui_event"
+_PATIENCE_SECONDS = 1.0
 _NO_COLOUR = "\x1b[0m"
 _COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 
@@ -105,6 +107,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.descriptor = descriptor
         self.as_json = as_json
+        self._writing = threading.Lock()
         self._colour = not as_json and os.isatty(descriptor) and "NO_COLOR" not in os.environ
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -122,13 +125,21 @@ class LineHandler(logging.Handler):
             self.write_bytes(render_text(line, colour=self._colour))
 
     def write_bytes(self, data: bytes) -> None:
-        """Write finished bytes; a reader that is gone or a full disk loses the line."""
-        with self.lock or threading.RLock():
+        """Write finished bytes; a reader that is gone or asleep, or a full disk, loses the line."""
+        with self._writing:
             try:
                 while data:
-                    data = data[os.write(self.descriptor, data) :]
+                    data = data[self._write_some(data) :]
             except OSError:
                 return
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self.descriptor, data)
+        except BlockingIOError:
+            # Whoever shares the descriptor has made it non-blocking.
+            select.select([], [self.descriptor], [], _PATIENCE_SECONDS)
+            return os.write(self.descriptor, data)
 
 
 # ------------------------------------------------------------------------------------ set-up

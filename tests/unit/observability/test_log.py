@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
     handler = LineHandler(write_end, as_json=True)
     handler.emit(logging.LogRecord("x", logging.INFO, "f", 1, "msg", (), None))
     os.close(write_end)
+
+
+def test_a_slow_reader_of_a_non_blocking_pipe_gets_whole_lines() -> None:
+    """More than the pipe holds: the rest is written when there is room again."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    received = bytearray()
+    with os.fdopen(read_end, "rb") as reader:
+        thread = threading.Thread(target=lambda: received.extend(reader.read()))
+        handler = LineHandler(write_end, as_json=True)
+        handler.write_bytes(b"x" * 60_000 + b"\n")
+        thread.start()
+        handler.write_bytes(b"y" * 200_000 + b"\n")
+        os.close(write_end)
+        thread.join()
+    assert [len(line) for line in bytes(received).splitlines()] == [60_000, 200_000]
 
 
 def test_on_a_terminal_lines_are_for_humans() -> None:
