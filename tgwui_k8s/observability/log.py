@@ -107,7 +107,8 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.descriptor = descriptor
         self.as_json = as_json
-        self._writing = threading.Lock()
+        # Reentrant: a finalizer may log while this very thread writes.
+        self._writing = threading.RLock()
         self._colour = not as_json and os.isatty(descriptor) and "NO_COLOR" not in os.environ
 
     def emit(self, record: logging.LogRecord) -> None:
