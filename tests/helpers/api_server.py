@@ -47,9 +47,14 @@ def encode(text: str) -> list[int]:
     return tiny_tokenizer().encode(text, add_special_tokens=False)
 
 
-def make_backend(said: str = SAID, **options: Any) -> FakeBackend:
+def said(num_tokens: int) -> str:
+    """The text of `num_tokens` of `SAID` over and over."""
+    return tiny_tokenizer().decode((encode(SAID) * 30)[:num_tokens])
+
+
+def make_backend(text: str = SAID, **options: Any) -> FakeBackend:
     """A backend that repeats one text."""
-    token_ids = encode(said)
+    token_ids = encode(text)
     return FakeBackend(lambda request, index: token_ids * 30, **options)
 
 

@@ -15,6 +15,7 @@ from tests.helpers.api_server import (
     ApiServer,
     encode,
     make_backend,
+    said,
     serving,
     tiny_tokenizer,
     wait_until,
@@ -29,11 +30,6 @@ PRINTS_EVERYTHING = (
     "{{ add_generation_prompt }} {{ enable_thinking }} {{ colour }}"
 )
 """A template that shows what it was given."""
-
-
-def said(num_tokens: int) -> str:
-    """The text of the backend's first tokens."""
-    return tiny_tokenizer().decode((encode(SAID) * 30)[:num_tokens])
 
 
 def last_prompt(server: ApiServer) -> str:
