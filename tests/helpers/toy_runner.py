@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from tgwui_k8s.engine.sampler import NumpySampler
 
 from tgwui_k8s.contract import (
     Batch,
@@ -22,6 +21,7 @@ from tgwui_k8s.contract import (
 )
 from tgwui_k8s.engine.core import EngineCore
 from tgwui_k8s.engine.messages import EngineSettings
+from tgwui_k8s.engine.sampler import NumpySampler
 from tgwui_k8s.sampling import SamplingParams
 
 VOCAB_SIZE = 40

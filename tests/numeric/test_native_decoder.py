@@ -37,7 +37,10 @@ MODELS = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "llama wide heads": ("llama", {"head_dim": 64}),
-    "llama one group": ("llama", {"num_key_value_heads": 1, "num_attention_heads": 8, "head_dim": 16}),
+    "llama one group": (
+        "llama",
+        {"num_key_value_heads": 1, "num_attention_heads": 8, "head_dim": 16},
+    ),
     "llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "yarn rope": ("llama", {"rope_parameters": YARN}),
     "linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),

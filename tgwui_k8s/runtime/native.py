@@ -145,10 +145,10 @@ class NativeDecoder:
             shape.vocab, cosines.shape[0], num_threads, shape.norm_eps,
             shape.attention_scale,
         )  # fmt: skip
-        self._decoder: Any = ctypes.c_void_p(
+        self._decoder = ctypes.c_void_p(
             self._library.native_create(ctypes.byref(sizes), _address(cosines), _address(sines))
         )
-        if not self._decoder:
+        if not self._decoder.value:
             raise NotEnoughMemoryError(f"the weights do not fit the memory; {REMEDY}")
 
     def set_layer(self, layer: int, *, group: int, num_blocks: int, window: int | None) -> None:
@@ -216,9 +216,9 @@ class NativeDecoder:
 
     def close(self) -> None:
         """Free weights and cache."""
-        if self._decoder:
+        if self._decoder.value:
             self._library.native_destroy(self._decoder)
-            self._decoder = None
+            self._decoder.value = None
 
 
 def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
