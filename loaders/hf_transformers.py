@@ -6,7 +6,7 @@ from the network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -137,11 +137,7 @@ def _make_kv_cache(
     model: PreTrainedModel, plan: _Plan, request: LoadRequest
 ) -> tuple[KVTensors, KVLayout]:
     block_size = request.block_size or _BLOCK_SIZE
-    layers = {
-        # A window that no sequence outgrows is none.
-        index: replace(layer, window=None) if (layer.window or 0) >= plan.max_model_len else layer
-        for index, layer in probe_layers(model, plan.device).items()
-    }
+    layers = probe_layers(model, plan.device, plan.max_model_len)
     groups = group_layers(layers, block_size=block_size, element_bytes=plan.dtype.itemsize)
     demand = KVDemand(
         max_model_len=plan.max_model_len,

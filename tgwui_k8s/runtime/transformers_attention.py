@@ -21,6 +21,7 @@ ATTENTION_NAME = "tgwui_paged"
 
 _HONOURED = frozenset({"scaling", "softcap", "s_aux", "sliding_window"})
 _WITHOUT_EFFECT = frozenset({"position_ids", "position_embeddings", "cache_position", "is_causal"})
+"""Told to every attention function; `is_causal` must not be False."""
 
 
 class AttentionBackend(Protocol):
@@ -56,6 +57,8 @@ def _forward(
     """Transformers' shapes [1, heads, tokens, dim] in, [1, tokens, heads, dim] out."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer: Any = module.layer_idx
+    options["attention_mask"] = attention_mask
+    options.setdefault("is_causal", getattr(module, "is_causal", True))
     output = paged_attention.attend(layer, query, key, value, options)
     return output.unsqueeze(0), None
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tgwui_k8s.contract import Batch, KVLayout, ModelInfo, Sampler, ScheduledSequence
 from tgwui_k8s.errors import UnsupportedModelError
@@ -104,10 +105,13 @@ class TransformersRunner:
 
 
 @torch.inference_mode()
-def probe_layers(model: PreTrainedModel, device: torch.device) -> Mapping[int, LayerShape]:
+def probe_layers(
+    model: PreTrainedModel, device: torch.device, max_model_len: int
+) -> dict[int, LayerShape]:
     """What every attention layer keeps per token, by a forward of one token.
 
-    Raises `UnsupportedModelError` when the model's attention needs more than ours does.
+    A window that no sequence outgrows counts as none. Raises `UnsupportedModelError` when the
+    model's attention needs more than ours does.
     """
     name = type(model).__name__
     probe = LayerProbe(name)
@@ -115,18 +119,39 @@ def probe_layers(model: PreTrainedModel, device: torch.device) -> Mapping[int, L
         _Forward(model, device)([0], [0], [0], probe)
     except (TypeError, AttributeError) as error:
         raise UnsupportedModelError(
-            f"{name} cannot be run by this loader ({str(error)[:200]}); use the vLLM loader"
+            f"{name} does not hand down to its attention layers what this loader needs; use the "
+            "vLLM loader or a GGUF with llama.cpp"
         ) from error
-    config = model.config.get_text_config()
-    if len(probe.layers) != config.num_hidden_layers:
+    layers = {
+        index: replace(layer, window=_effective(layer.window, max_model_len))
+        for index, layer in probe.layers.items()
+    }
+    _check_layers(model.config.get_text_config(), name, layers, max_model_len)
+    return layers
+
+
+def _effective(window: int | None, max_model_len: int) -> int | None:
+    return None if window is None or window >= max_model_len else window
+
+
+def _check_layers(
+    config: PreTrainedConfig, name: str, layers: Mapping[int, LayerShape], max_model_len: int
+) -> None:
+    """Compare what the layers asked for with what the configuration says."""
+    if len(layers) != config.num_hidden_layers:
         raise UnsupportedModelError(
-            f"only {len(probe.layers)} of the {config.num_hidden_layers} layers of {name} use "
-            "attention with a KV cache; use the vLLM loader or a GGUF with llama.cpp"
+            f"only {len(layers)} of the {config.num_hidden_layers} layers of {name} use attention "
+            "with a KV cache; use the vLLM loader or a GGUF with llama.cpp"
         )
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if (kind == "sliding_attention") != (probe.layers[layer].window is not None):
+    is_used = getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if is_used else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
+    for index, layer in layers.items():
+        expected = (
+            _effective(window, max_model_len) if kinds[index] == "sliding_attention" else None
+        )
+        if layer.window != expected:
             raise UnsupportedModelError(
-                f"{name} does not tell its attention which layers look back how far; use the vLLM "
+                f"{name} does not tell its attention layers how far each looks back; use the vLLM "
                 "loader or a GGUF with llama.cpp"
             )
-    return probe.layers
