@@ -37,6 +37,7 @@ from tgwui_k8s.runtime.transformers_config import (
 from tgwui_k8s.runtime.transformers_model import build_model, freeze_rope
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner, probe_layers
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
+from tgwui_k8s.storage.model_files import read_json
 from tgwui_k8s.storage.mounts import network_file_system
 from tgwui_k8s.storage.prefetch import prefetch
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -187,7 +188,9 @@ def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> Mode
         eos_token_ids=eos_token_ids(request.path),
         num_parameters=sum(parameter.numel() for parameter in parameters),
         weight_bytes=sum(parameter.nbytes for parameter in parameters),
-        fingerprint=fingerprint(plan.weights.files, plan.config.to_dict(), numerics),
+        fingerprint=fingerprint(
+            plan.weights.files, read_json(request.path / "config.json"), numerics
+        ),
         tokenizer_json=_convert_tokenizer(request),
     )
 
