@@ -371,6 +371,34 @@ def test_code_in_the_folder_is_not_run_unasked(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_in_the_folder_runs_when_it_is_trusted(llama: Path, tmp_path: Path) -> None:
+    """An architecture of the folder's own gives the logits of what it is derived from."""
+    folder = make_checkpoint(tmp_path, "llama")
+    edit_json(
+        folder / "config.json",
+        model_type="own",
+        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    )
+    (folder / "own.py").write_text(OWN_CODE)
+    runner = load_runner(folder, trust_remote_code=True)
+    assert runner.info.architecture == "OwnModel"
+    np.testing.assert_array_equal(logits_of(runner), logits_of(load_runner(llama)))
+    (folder / "own.py").write_text("raise RuntimeError('not today')")
+    with pytest.raises(StartupError, match="not today"):
+        load_runner(folder, trust_remote_code=True)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.runtime.limits import cpu_flags
+from tgwui_k8s.runtime.remote_code import load_remote_class, prepare_remote_code
 from tgwui_k8s.storage.model_files import read_json
 
 _FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -33,6 +33,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     model_type = content.get("model_type")
     if not isinstance(model_type, str):
         raise BrokenModelError(f"{folder / 'config.json'} names no model_type")
+    if trust_remote_code:
+        prepare_remote_code()
     try:
         return AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -62,7 +64,7 @@ def find_model_class(
     auto_map = getattr(config, "auto_map", None) or {}
     reference = auto_map.get("AutoModelForCausalLM")
     if trust_remote_code and reference:
-        model_class = get_class_from_dynamic_module(reference, folder, local_files_only=True)
+        model_class = load_remote_class(folder, reference)
     elif type(config) in AutoModelForCausalLM._model_mapping:
         model_class = AutoModelForCausalLM._model_mapping[type(config)]
     elif reference:
