@@ -7,6 +7,9 @@ import re
 
 import pytest
 
+from tests.helpers.neuron import neuron as neuron
+from tests.helpers.neuron import neuron_host as neuron_host
+
 ACCEPTED_SKIPS = (
     re.compile(r"needs a CUDA device"),
     re.compile(r"needs root|needs the right to make namespaces|no IPv6 here"),

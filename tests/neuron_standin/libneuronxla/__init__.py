@@ -1,0 +1,1 @@
+"""The double of libneuronxla: it can be imported."""

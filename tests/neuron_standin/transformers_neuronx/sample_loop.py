@@ -1,0 +1,124 @@
+"""`sample()`: a prompt in, the prompt and new tokens out, up to a total length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from neuron_double.journal import record, violation
+
+from transformers_neuronx import sampling
+from transformers_neuronx.forwarding import ForwardingModel
+
+
+@dataclass
+class SampleOptions:
+    """How one call of `sample()` draws and ends."""
+
+    top_k: Any = 50
+    top_p: Any = 1.0
+    temperature: Any = 1.0
+    eos_token_id: Any = None
+    forbid_eos: bool = False
+    no_repeat_ngram_size: int | None = None
+    streamer: Any = None
+    stopping_criteria: Any = None
+
+
+class SamplingModel(ForwardingModel):
+    """A model with a loop around its `forward()`."""
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        sequence_length: int,
+        cache_ids: torch.Tensor | None,
+        start_ids: torch.Tensor | None,
+        options: SampleOptions,
+    ) -> torch.Tensor:
+        with self._exclusively("sample"), torch.no_grad():
+            batch, width = input_ids.shape
+            if batch not in self.batch_sizes:
+                raise ValueError(
+                    f"Model not compiled for batch_size : {batch}. "
+                    f"Acceptable batch_size is one of the following {self.batch_sizes}"
+                )
+            sampling.validate_top_k_top_p(options.top_k, options.top_p)
+            self._note_missing_starts(input_ids, start_ids)
+            record("sample", batch=batch, width=width, sequence_length=sequence_length)
+            logits = self._forward(input_ids, cache_ids, start_ids)
+            text = self._continue(input_ids, sequence_length, cache_ids, start_ids, logits, options)
+            if options.streamer:
+                options.streamer.end()
+            return text
+
+    def _continue(
+        self,
+        input_ids: torch.Tensor,
+        sequence_length: int,
+        cache_ids: torch.Tensor | None,
+        start_ids: torch.Tensor | None,
+        logits: torch.Tensor,
+        options: SampleOptions,
+    ) -> torch.Tensor:
+        batch, width = input_ids.shape
+        eos = _eos_ids(options.eos_token_id)
+        done = torch.zeros((batch, 1), dtype=torch.bool)
+        text = input_ids.long()
+        for length in range(width, sequence_length):
+            token, probabilities = _next_token(text, logits, eos, options)
+            token = token.where(~done, int(eos[0]))
+            done |= torch.isin(token, eos)
+            text = torch.cat((text, token), dim=1)
+            if options.streamer:
+                whole = getattr(options.streamer, "response_with_prefix", False)
+                options.streamer.put(text if whole else token)
+            criteria = options.stopping_criteria
+            if criteria is not None and criteria(input_ids, probabilities):
+                break
+            if not options.forbid_eos and done.all():
+                break
+            if length == sequence_length - 1 and not _has_extra_forward():
+                break
+            if cache_ids is None or cache_ids.dim() == 1:
+                cache_ids = torch.tensor([length])
+            else:
+                cache_ids = cache_ids.max(dim=1, keepdim=True).values + 1
+            logits = self._forward(token, cache_ids, start_ids)
+        return text
+
+    def _note_missing_starts(self, input_ids: torch.Tensor, start_ids: torch.Tensor | None) -> None:
+        if start_ids is None and self.neuron_config.padding_side == "left" and len(input_ids) > 1:
+            violation("sample() of several rows without start_ids attends their padding")
+
+
+def _next_token(
+    text: torch.Tensor, logits: torch.Tensor, eos: torch.Tensor, options: SampleOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.float().clone()
+    if options.forbid_eos:
+        logits[:, eos] = -torch.inf
+    if options.no_repeat_ngram_size:
+        logits = sampling.ban_repeated_ngrams(logits, text, options.no_repeat_ngram_size)
+    sampling.validate_temperature(options.temperature)
+    probabilities, indices = sampling.filter_logits(
+        logits, options.temperature, options.top_k, options.top_p
+    )
+    return sampling.draw(probabilities, indices), probabilities
+
+
+def _eos_ids(eos_token_id: Any) -> torch.Tensor:
+    """Raises TypeError for None, and for a list in a library that knows none."""
+    if isinstance(eos_token_id, list):
+        if not _has_extra_forward():
+            raise TypeError("eos_token_id: a list cannot be compared with an int")
+        return torch.tensor(eos_token_id)
+    return torch.tensor([int(eos_token_id)])
+
+
+def _has_extra_forward() -> bool:
+    """From 0.13 on the last token is run as well, and lists of EOS tokens are known."""
+    major, minor = version("transformers-neuronx").split(".")[:2]
+    return (int(major), int(minor)) >= (0, 13)
