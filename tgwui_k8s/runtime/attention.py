@@ -1,13 +1,14 @@
 """Scaled dot-product attention with what some architectures add to it.
 
 Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) are not known to PyTorch's fused
-kernels; they are computed in plain operations here, everything else is handed to the kernels.
+kernels; they are computed in plain operations here, like values of another width than the keys
+(DeepSeek). Everything else is handed to the kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +106,12 @@ def _attend(
     sinks: torch.Tensor | None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Attention over the last two dimensions of [batch, heads, tokens, dim]."""
-    if scoring.softcap is None and sinks is None:
+    """Attention over the last two dimensions of [batch, heads, tokens, dim].
+
+    `mask` and `sinks` broadcast to [batch, heads, tokens, len or 1].
+    """
+    is_fused = query.shape[-1] == values.shape[-1]  # otherwise the kernels hold all scores at once
+    if is_fused and scoring.softcap is None and sinks is None:
         return scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, is_causal=is_causal, scale=scoring.scaling
         )
@@ -114,23 +119,21 @@ def _attend(
         visible = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device)
         mask = torch.zeros_like(visible, dtype=query.dtype)
         mask.masked_fill_(visible.tril_().logical_not_(), float("-inf"))
-    parts = [
-        _attend_plainly(part, keys, values, part_mask, scoring, sinks)
-        for part, part_mask in _split_queries(query, mask, keys.shape[2])
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _split_queries(
-    query: torch.Tensor, mask: torch.Tensor | None, num_keys: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Parts of the queries whose scores fit the bound, each with its rows of the mask."""
+    if sinks is not None:
+        sinks = sinks.to(query).expand(*query.shape[:-1], 1)
     batch, num_heads, num_tokens, _ = query.shape
-    size = max(1, _MAX_SCORES // (batch * num_heads * num_keys))
-    has_rows = mask is not None and mask.shape[-2] == num_tokens
+    size = max(1, _MAX_SCORES // (batch * num_heads * keys.shape[2]))
+    parts = []
     for start in range(0, num_tokens, size):
         part = slice(start, start + size)
-        yield query[:, :, part], mask[..., part, :] if mask is not None and has_rows else mask
+        part_mask = mask
+        if mask is not None and mask.shape[-2] == num_tokens:
+            part_mask = mask[..., part, :]
+        part_sinks = None if sinks is None else sinks[:, :, part]
+        parts.append(
+            _attend_plainly(query[:, :, part], keys, values, part_mask, scoring, part_sinks)
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _attend_plainly(
@@ -148,6 +151,6 @@ def _attend_plainly(
         scores = scores + mask
     if sinks is not None:
         # One more column, whose weight is dropped with it.
-        scores = torch.cat([scores, sinks.to(scores).expand(*scores.shape[:-1], 1)], dim=-1)
+        scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.matmul(weights[..., : keys.shape[-2]], values)
