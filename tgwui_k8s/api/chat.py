@@ -20,11 +20,13 @@ from tgwui_k8s.api.answer import (
     wants_usage,
 )
 from tgwui_k8s.api.body import read_body
+from tgwui_k8s.api.chat_message import chat_delta, chat_message
 from tgwui_k8s.api.chat_prompt import chat_prompt
 from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.logprobs import chat_logprobs
+from tgwui_k8s.api.parsers.events import PlainParser
 from tgwui_k8s.api.plan import Plan
 from tgwui_k8s.api.sampling_fields import Reported
 from tgwui_k8s.api.schemas.chat import ChatRequest
@@ -34,9 +36,7 @@ from tgwui_k8s.api.schemas.responses import (
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatDelta,
     ChatLogprobs,
-    ChatMessage,
 )
 from tgwui_k8s.api.sse import Envelope, GenerationResponse, frame
 from tgwui_k8s.api.state import ServerState
@@ -74,13 +74,23 @@ def answer_chat(request: ChatRequest, state: ServerState, arrival: float) -> Gen
     )
 
 
-def plan_chat(request: ChatRequest, state: ServerState, arrival: float) -> Plan:
-    """What to generate. Raises `RequestError` for what cannot be served."""
+def plan_chat(
+    request: ChatRequest,
+    state: ServerState,
+    arrival: float,
+    *,
+    route: str = ROUTE,
+    id_prefix: str = "chatcmpl-",
+) -> Plan:
+    """What to generate. Raises `RequestError` for what cannot be served.
+
+    `route` and `id_prefix` are those of another API that has made its request one of ours.
+    """
     refuse_unsupported(request)
     model = state.require_model(request.model)
     check_stream_options(request)
     settings = state.settings.server
-    response_id = new_response_id("chatcmpl")
+    response_id = new_response_id(id_prefix)
     # The template has written its own special tokens.
     prompt = model.tokenizer.encode(
         chat_prompt(request, model), add_special_tokens=False, add_bos=request.add_bos_token
@@ -95,7 +105,7 @@ def plan_chat(request: ChatRequest, state: ServerState, arrival: float) -> Plan:
         reported=Reported(logprobs=_num_logprobs(request)),
     )
     return Plan(
-        route=ROUTE,
+        route=route,
         response_id=response_id,
         model=model,
         requests=engine_requests(request, asked, model, settings),
@@ -104,6 +114,7 @@ def plan_chat(request: ChatRequest, state: ServerState, arrival: float) -> Plan:
         stop=request.stop or (),
         skip_special_tokens=request.skip_special_tokens is not False,
         resume_text_lengths=request.resume_text_lengths or (),
+        make_parser=PlainParser,
     )
 
 
@@ -163,7 +174,7 @@ class ChatWriter:
         messages = [
             ChatChoice(
                 index=chunk.index,
-                message=ChatMessage("assistant", chunk.text),
+                message=chat_message(chunk.events),
                 logprobs=self._logprobs(chunk),
                 finish_reason=chunk.finish_reason,
                 **(extensions(self._plan, chunk) if self._returns_ids else {}),
@@ -178,9 +189,7 @@ class ChatWriter:
         begins = chunk.is_first and not generation.is_resumed(chunk.index)
         return ChatChunkChoice(
             index=chunk.index,
-            delta=ChatDelta(
-                "assistant" if begins else UNSET, chunk.text if chunk.text or begins else UNSET
-            ),
+            delta=chat_delta(chunk.events, begins=begins),
             logprobs=self._logprobs(chunk),
             finish_reason=chunk.finish_reason,
             **(extensions(self._plan, chunk) if self._returns_ids else {}),

@@ -6,10 +6,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tgwui_k8s.api.parsers.events import Event, Parser, ToolCallStart, join
 from tgwui_k8s.api.text_stream import TextStream
 from tgwui_k8s.contract import TokenDelta, TopLogprobs
 
-ClientFinishReason = Literal["stop", "length"]
+ClientFinishReason = Literal["stop", "length", "tool_calls"]
 """The finish reasons that are an answer; the others are errors."""
 
 
@@ -30,6 +31,10 @@ class ChoiceChunk:
     logprobs: list[TopLogprobs] = field(default_factory=list)
     """One per id, where the engine was asked for them."""
     finish_reason: ClientFinishReason | None = None
+    stop_text: str | None = None
+    """The stop string that ended the choice, where one did."""
+    events: list[Event] = field(default_factory=list)
+    """The text as parts of a chat answer; empty for plain completions."""
 
     def append(self, later: ChoiceChunk) -> None:
         """Make one chunk of two that follow each other."""
@@ -38,6 +43,8 @@ class ChoiceChunk:
         self.token_offsets += later.token_offsets
         self.logprobs += later.logprobs
         self.finish_reason = later.finish_reason
+        self.stop_text = later.stop_text
+        join(self.events, later.events)
 
 
 class Choice:
@@ -48,8 +55,8 @@ class Choice:
     """
 
     __slots__ = (
-        "_has_spoken", "_logprobs", "_pending", "_stream", "finish_reason", "index", "is_resumed",
-        "last_token_time", "num_tokens",
+        "_calls_tools", "_has_spoken", "_logprobs", "_parser", "_pending", "_stream",
+        "finish_reason", "index", "is_resumed", "last_token_time", "num_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +66,9 @@ class Choice:
         num_resumed_tokens: int = 0,
         *,
         is_resumed: bool = False,
+        parser: Parser | None = None,
     ) -> None:
+        """`parser`: takes a chat answer apart."""
         self.index = index
         self.num_tokens = num_resumed_tokens
         """Completion tokens so far, resumed ones included."""
@@ -68,6 +77,8 @@ class Choice:
         self.finish_reason: ClientFinishReason | None = None
         self.last_token_time: float | None = None
         self._stream = stream
+        self._parser = parser
+        self._calls_tools = False
         self._logprobs: deque[TopLogprobs] = deque()
         self._pending: ChoiceChunk | None = None
         self._has_spoken = False
@@ -99,6 +110,9 @@ class Choice:
             self.finish_reason = "stop"
         elif delta.finish_reason is not None:
             self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+        events = self._parse(piece.text)
+        if self.finish_reason == "stop" and self._calls_tools:
+            self.finish_reason = "tool_calls"
         if not piece.token_ids and not piece.text and self.finish_reason is None:
             return None
         self._add(
@@ -111,6 +125,8 @@ class Choice:
                 list(piece.token_offsets),
                 [self._logprobs.popleft() for _ in piece.token_ids] if self._logprobs else [],
                 self.finish_reason,
+                piece.stop_text,
+                events,
             )
         )
         if delta.finish_reason is not None:
@@ -125,6 +141,19 @@ class Choice:
         """The chunk that has gathered since the last call, if any."""
         chunk, self._pending = self._pending, None
         return chunk
+
+    def _parse(self, text: str) -> list[Event]:
+        """The text as parts of a chat answer. What the client has already is parsed silently."""
+        if self._parser is None:
+            return []
+        known = self._parser.feed(self._stream.take_known_text())
+        events: list[Event] = []
+        join(events, self._parser.feed(text))
+        if self.is_finished:
+            join(events, self._parser.finish())
+        calls = (event for event in (*known, *events) if isinstance(event, ToolCallStart))
+        self._calls_tools = self._calls_tools or any(calls)
+        return events
 
     def _add(self, chunk: ChoiceChunk) -> None:
         self._has_spoken = True

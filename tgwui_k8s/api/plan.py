@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tgwui_k8s.api.choice import Choice
+from tgwui_k8s.api.parsers.events import Parser
 from tgwui_k8s.api.state import ServedModel
 from tgwui_k8s.api.stop_strings import StopStrings
 from tgwui_k8s.api.text_stream import TextStream
@@ -41,6 +42,8 @@ class Plan:
     skip_special_tokens: bool = True
     resume_text_lengths: Sequence[int] = ()
     """Per choice; empty: all that the resumed tokens complete has been delivered."""
+    make_parser: Callable[[], Parser] | None = None
+    """What takes a chat answer apart; None: a completion, whose text is all there is."""
 
     @property
     def num_choices(self) -> int:
@@ -75,4 +78,5 @@ class Plan:
             resume_text_length=text_length,
         )
         is_resumed = bool(resumed or text_length)
-        return Choice(index, stream, len(resumed), is_resumed=is_resumed)
+        parser = None if self.make_parser is None else self.make_parser()
+        return Choice(index, stream, len(resumed), is_resumed=is_resumed, parser=parser)

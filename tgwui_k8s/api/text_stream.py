@@ -92,6 +92,7 @@ class TextStream:
         self._position = 0
         self._delivered = resume_text_length or 0
         self._held = ""
+        self._known = ""
         self._waiting: deque[_WaitingToken] = deque()
         self._state = START
         self._stop_text: str | None = None
@@ -99,13 +100,18 @@ class TextStream:
         self._take_all(resume_token_ids)
         self._waiting.clear()
         if resume_text_length is None:
-            self._held = ""
+            self._known, self._held = self._held, ""
             self._delivered = self._position
 
     @property
     def num_tokens(self) -> int:
         """Tokens taken so far, resumed ones included, up to a stop string."""
         return self._num_tokens
+
+    def take_known_text(self) -> str:
+        """Text since the last call that is not given out, because the client has it already."""
+        known, self._known = self._known, ""
+        return known
 
     def feed(
         self, token_ids: Sequence[int], *, final: bool = False, stop_token_id: int | None = None
@@ -149,6 +155,7 @@ class TextStream:
         if not text:
             return
         unknown = max(self._delivered - self._position, 0)
+        self._known += text[:unknown]
         self._held += text[unknown:]
         self._scan(text)
         self._position += len(text)

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -102,12 +102,31 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True):
+    """Which function, with what."""
+
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class MessageToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of the assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The assistant's message."""
 
-    role: Literal["assistant"]
-    content: str
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    """null where there are only tool calls."""
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Extensions, frozen=True, kw_only=True):
@@ -131,11 +150,29 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
-class ChatDelta(msgspec.Struct, frozen=True):
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a call: the name at once, the arguments bit by bit."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chunk adds to the calls; `id` and `type` come once per call."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
+class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Extensions, frozen=True, kw_only=True):
