@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 def new_response_id(prefix: str) -> str:
     """An id no other response has."""
-    return f"{prefix}-{uuid4().hex}"
+    return f"{prefix}{uuid4().hex}"
 
 
 def answer_head(response_id: str, model: ServedModel) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def plan_completion(request: CompletionRequest, state: ServerState, arrival: flo
     model = state.require_model(request.model)
     _check_combinations(request)
     settings = state.settings.server
-    response_id = new_response_id("cmpl")
+    response_id = new_response_id("cmpl-")
     asked = Asked(
         response_id=response_id,
         param="prompt",

@@ -1,6 +1,10 @@
-"""Errors as HTTP: one table from error class to status, and OpenAI's envelope around all of them.
+"""Errors as HTTP: one table from error class to status, and an envelope around all of them.
 
     {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
+
+That is OpenAI's; routes that speak Anthropic's API answer in its own, from a table of its own:
+
+    {"type": "error", "error": {"type": str, "message": str}}
 
 Everything that can go wrong becomes a `RequestError` first (`as_request_error`), so that there is
 one way to render it, for JSON answers and for errors inside a stream alike. Messages are bounded
@@ -26,6 +30,7 @@ from tgwui_k8s.errors import (
     MethodNotAllowedError,
     ModelNotFoundError,
     NotFoundError,
+    OverloadedError,
     PayloadTooLargeError,
     PermissionDeniedError,
     RequestError,
@@ -47,6 +52,23 @@ STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
     DeadlineExceededError: (504, "server_error"),
 }
 """The status and OpenAI `type` of every error class; a subclass takes its nearest ancestor's."""
+
+ANTHROPIC_PATHS = "/v1/messages"
+"""Paths that begin like this have Anthropic's envelope and statuses."""
+
+ANTHROPIC_STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
+    InvalidRequestError: (400, "invalid_request_error"),
+    AuthenticationError: (401, "authentication_error"),
+    PermissionDeniedError: (403, "permission_error"),
+    NotFoundError: (404, "not_found_error"),
+    MethodNotAllowedError: (405, "invalid_request_error"),
+    PayloadTooLargeError: (413, "request_too_large"),
+    InternalError: (500, "api_error"),
+    UnavailableError: (503, "overloaded_error"),
+    OverloadedError: (529, "overloaded_error"),
+    DeadlineExceededError: (504, "timeout_error"),
+}
+"""The same for Anthropic's API, which has a status of its own for a full queue."""
 
 MAX_MESSAGE_CHARS = 1000
 
@@ -108,6 +130,14 @@ def error_body(error: BaseException) -> dict[str, dict[str, object]]:
     }
 
 
+def anthropic_error_body(error: BaseException) -> dict[str, object]:
+    """Anthropic's envelope for an error, as a JSON object."""
+    request_error = as_request_error(error)
+    message = shorten(request_error.message, MAX_MESSAGE_CHARS)
+    _, kind = _row(request_error, ANTHROPIC_STATUS_AND_TYPE)
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
 def error_headers(error: RequestError) -> dict[str, str]:
     """What clients act upon: when to come back, and whether to try again at all."""
     if isinstance(error, UnavailableError):
@@ -124,25 +154,25 @@ def error_headers(error: RequestError) -> dict[str, str]:
 
 
 def error_response(
-    error: BaseException, extra_headers: Mapping[str, str] | None = None
+    error: BaseException, path: str = "", extra_headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The whole answer for an error."""
+    """The whole answer for an error, as the API at `path` says it."""
     request_error = as_request_error(error)
-    return JSONResponse(
-        error_body(request_error),
-        status_code=status_of(request_error),
-        headers={**error_headers(request_error), **(extra_headers or {})},
-    )
+    headers = {**error_headers(request_error), **(extra_headers or {})}
+    if path.startswith(ANTHROPIC_PATHS):
+        status, _ = _row(request_error, ANTHROPIC_STATUS_AND_TYPE)
+        return JSONResponse(anthropic_error_body(request_error), status, headers)
+    return JSONResponse(error_body(request_error), status_of(request_error), headers)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Exception handler for every error that is somebody's, not a bug."""
     if not isinstance(error, HTTPException):
-        return error_response(error)
+        return error_response(error, request.url.path)
     allowed = _allowed_methods(error)
     if allowed and request.method == "OPTIONS":
         return Response(status_code=204, headers=allowed)
-    return error_response(http_error(error, request), allowed)
+    return error_response(http_error(error, request), request.url.path, allowed)
 
 
 HANDLED: tuple[type[Exception], ...] = (
@@ -171,8 +201,10 @@ def _allowed_methods(error: HTTPException) -> dict[str, str]:
     return {"allow": ", ".join(methods)} if methods[0] else {}
 
 
-def _row(error: RequestError) -> tuple[int, str]:
+def _row(
+    error: RequestError, table: Mapping[type[TgwuiError], tuple[int, str]] = STATUS_AND_TYPE
+) -> tuple[int, str]:
     for error_class in type(error).__mro__:
-        if error_class in STATUS_AND_TYPE:
-            return STATUS_AND_TYPE[error_class]
-    return STATUS_AND_TYPE[InternalError]
+        if error_class in table:
+            return table[error_class]
+    return table[InternalError]

@@ -125,7 +125,7 @@ def plan_logits(request: LogitsRequest, state: ServerState, arrival: float) -> P
         **{name: getattr(request, name) for name in SamplingFields.model_fields}
     )
     asked = Asked(
-        response_id=new_response_id("logits"),
+        response_id=new_response_id("logits-"),
         param="prompt",
         prompts=[model.tokenizer.encode(request.prompt)],
         max_tokens=1,

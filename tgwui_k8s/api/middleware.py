@@ -25,7 +25,15 @@ from tgwui_k8s.errors import PayloadTooLargeError, TgwuiError
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
 
-GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/generate"})
+GENERATION_PATHS = frozenset(
+    {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/responses",
+        "/generate",
+    }
+)
 """Routes that generate: what autoscalers count and what a drain waits for."""
 
 QUIET_ROUTES = ("/health", "/metrics", "/ping", "/v2/health/", "/v2/models/")
@@ -76,7 +84,7 @@ class RequestMiddleware:
                 # Too late for an answer: the server must cut the connection, so that the client
                 # does not take what it has for the whole.
                 raise
-            await error_response(error)(scope, receive, answer.send)
+            await error_response(error, scope["path"])(scope, receive, answer.send)
         finally:
             if is_generation:
                 self._state.num_active_requests -= 1

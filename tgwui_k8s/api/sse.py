@@ -55,6 +55,30 @@ class AnswerWriter(Protocol):
         ...
 
 
+class StreamEnding(Protocol):
+    """How an API ends its streams."""
+
+    def done(self) -> bytes:
+        """What stands after the last event of a complete stream."""
+        ...
+
+    def failed(self, error: BaseException) -> bytes:
+        """What ends a stream that an error has cut short."""
+        ...
+
+
+class OpenAIEnding:
+    """An error envelope as an event, or `[DONE]`."""
+
+    def done(self) -> bytes:
+        """The stream is complete."""
+        return DONE
+
+    def failed(self, error: BaseException) -> bytes:
+        """The stream is not."""
+        return frame(error_body(error))
+
+
 class Envelope:
     """All of a stream's chunk but the choice, encoded once."""
 
@@ -74,6 +98,11 @@ def frame(chunk: Any) -> bytes:
     return b"data: " + _encoder.encode(chunk) + b"\n\n"
 
 
+def named_frame(name: str, chunk: Any) -> bytes:
+    """One event that has its name on a line of its own, too."""
+    return b"event: " + name.encode() + b"\n" + frame(chunk)
+
+
 class GenerationResponse(Response):
     """Runs a generation and answers with it.
 
@@ -81,10 +110,19 @@ class GenerationResponse(Response):
     """
 
     def __init__(
-        self, generation: Generation, writer: AnswerWriter, *, keep_alive_seconds: float | None
+        self,
+        generation: Generation,
+        writer: AnswerWriter,
+        *,
+        keep_alive_seconds: float | None,
+        ending: StreamEnding | None = None,
     ) -> None:
-        """`keep_alive_seconds`: how long a stream may be silent; None for one JSON body."""
+        """`keep_alive_seconds`: how long a stream may be silent; None for one JSON body.
+
+        `ending` is OpenAI's unless it is given.
+        """
         super().__init__()
+        self._ending = ending or OpenAIEnding()
         self._generation = generation
         self._writer = writer
         self._keep_alive_seconds = keep_alive_seconds
@@ -120,14 +158,14 @@ class GenerationResponse(Response):
                     await stream.write(
                         self._writer.events(generation, chunks) if chunks else KEEP_ALIVE
                     )
-                last = self._writer.last_events(generation) + DONE
+                last = self._writer.last_events(generation) + self._ending.done()
         except Exception as error:
             # Once the answer has begun, an error can only be said inside it.
             if not stream.has_started:
                 raise
             if not isinstance(error, RequestError):
                 logger.exception("a stream failed")
-            last = frame(error_body(error))
+            last = self._ending.failed(error)
         finally:
             ticker.stop()
         await stream.write(last, is_last=True)
