@@ -38,7 +38,7 @@ serve: $(installed) ## serve MODEL (default: the demo model) on port 5000
 
 bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
 	@test -n '$(NAME)' || { echo "Say which: make bench NAME=..."; ls benchmarks/*.py; exit 2; }
-	$(bin)/python benchmarks/$(NAME).py $(ARGS)
+	$(bin)/python -m benchmarks.$(NAME) $(ARGS)
 
 # ---------------------------------------------------------------------------------- checking
 

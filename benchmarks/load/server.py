@@ -1,0 +1,114 @@
+"""`tgwui-k8s serve` as a process to measure: its life, its processes, what they use."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+import psutil
+
+_STOP_SECONDS = 20.0
+
+
+class ServerFailedError(Exception):
+    """The server ended, or did not become ready; says what it wrote last."""
+
+
+class Server:
+    """A server on a free port of this machine. A context manager that leaves nothing behind."""
+
+    def __init__(self, flags: Sequence[str]) -> None:
+        """Starts it; `flags` are those of `tgwui-k8s serve`."""
+        self.port = free_port()
+        self.started = time.perf_counter()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
+        command = [sys.executable, "-m", "tgwui_k8s", "serve", "--port", str(self.port), *flags]
+        environment = {n: v for n, v in os.environ.items() if not n.startswith("TGWUI_")}
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api_process(self) -> psutil.Process:
+        """The process that answers HTTP."""
+        return psutil.Process(self._process.pid)
+
+    @property
+    def engine_process(self) -> psutil.Process:
+        """The process that computes."""
+        for child in self.api_process.children(recursive=True):
+            if any("engine.process" in part for part in child.cmdline()):
+                return child
+        raise ServerFailedError("the server has no engine process")
+
+    def wait_until_listening(self, seconds: float = 60.0) -> float:
+        """When the port first accepted a connection (`time.perf_counter`)."""
+        self._wait(self._accepts, seconds, "listen")
+        return time.perf_counter()
+
+    def wait_for(self, path: str, seconds: float = 600.0) -> float:
+        """When `path` first answered 200 (`time.perf_counter`)."""
+        self._wait(lambda: self._answers(path), seconds, f"answer {path} with 200")
+        return time.perf_counter()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.perf_counter() + seconds
+        while not condition():
+            if self._process.poll() is not None:
+                raise ServerFailedError(f"the server has ended:\n{self._last_words()}")
+            if time.perf_counter() > deadline:
+                raise ServerFailedError(
+                    f"the server did not {what} in {seconds:g} s:\n{self._last_words()}"
+                )
+            time.sleep(0.002)
+
+    def _accepts(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5.0).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def _answers(self, path: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30.0)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except ConnectionRefusedError:
+            return False
+        finally:
+            connection.close()
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:].decode(errors="replace")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
