@@ -48,7 +48,7 @@ SMALL = ("--max-num-seqs", "16", "--kv-cache-memory", "40MiB", "--max-model-len"
 )
 def _server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     loader = {
-        "float32": ("--loader", "Transformers", "--dtype", "float32"),
+        "float32": ("--loader", "Transformers", "--dtype", "float32", "--num-threads", "1"),
         "native": ("--loader", "Native"),
     }[request.param]
     with ServerProcess("--model", "demo", *loader, *SMALL) as server:
@@ -76,7 +76,7 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
     for seed in range(count):
         fields: dict[str, Any] = {
             "prompt": source.choice(PROMPTS) + " " * source.randint(0, 1),
-            "max_tokens": source.randint(8, 48),
+            "max_tokens": source.randint(8, 32),
             "temperature": source.choice([0, 0, 0.7, 1.0, 1.3]),
             "seed": seed,
         }
@@ -103,7 +103,7 @@ async def test_64_streams_at_once_give_what_each_gives_alone(server: ServerProce
     client = connect(server)
     requests = mixed_requests(64)
     together = await asyncio.gather(*(stream_text(client, **fields) for fields in requests))
-    sample = random.Random(1).sample(range(64), 16)
+    sample = random.Random(1).sample(range(64), 12)
     alone = [await stream_text(client, **requests[index]) for index in sample]
     assert [together[index] for index in sample] == alone
     again = await asyncio.gather(*(stream_text(client, **fields) for fields in reversed(requests)))
