@@ -71,9 +71,12 @@ async def off_the_loop_if_large(
 
 
 def describe_generation(
-    schema: type[BaseModel], answer: type[msgspec.Struct], chunk: type[msgspec.Struct]
+    schema: type[BaseModel], answer: type[msgspec.Struct], chunk: Any, *, has_done: bool = True
 ) -> dict[str, Any]:
-    """`openapi_extra` of a generation route: its body, its answer, and its stream."""
+    """`openapi_extra` of a generation route: its body, its answer, and its stream.
+
+    `chunk` is a struct, or a union of them; `has_done`: the stream ends with `[DONE]`.
+    """
     described = describe_body(schema)
     (answer_schema, chunk_schema), components = msgspec.json.schema_components(
         (answer, chunk), ref_template=DEFINITIONS + "{name}"
@@ -88,7 +91,9 @@ def describe_generation(
         "type": "object",
         "description": "A chunk, an error that ends the stream, or its regular end.",
         "required": ["data"],
-        "properties": {"data": {"anyOf": [chunk_text, {"const": "[DONE]"}]}},
+        "properties": {"data": {"anyOf": [chunk_text, {"const": "[DONE]"}]}}
+        if has_done
+        else {"data": chunk_text, "event": {"type": "string"}},
     }
     described["$defs"].update(components)
     described["responses"] = {

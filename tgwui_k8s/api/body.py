@@ -7,6 +7,7 @@ answers the probes, and pydantic's strict mode needs to know that the data is JS
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
@@ -60,6 +61,15 @@ def parse_body(raw: bytes, schema: type[Schema]) -> Schema:
     except (ValueError, RecursionError):
         raise InvalidRequestError(MALFORMED_JSON) from None
     raise first_complaint(complaints, body)
+
+
+def make_body(fields: Mapping[str, Any], schema: type[Schema]) -> Schema:
+    """An instance of `schema` made of another API's request. Raises `InvalidRequestError`."""
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        complaints = error.errors(include_url=False)
+    raise first_complaint(complaints, fields)
 
 
 def _check_size(raw: bytes) -> None:

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute
 
 from tgwui_k8s import __version__
 from tgwui_k8s.api.body import BODY_KEY, DEFINITIONS, DEFINITIONS_KEY
+from tgwui_k8s.api.errors import ANTHROPIC_PATHS
 from tgwui_k8s.api.plain_route import PlainRoute
 
 PAGE = Path(__file__).with_name("docs.html")
@@ -47,11 +48,34 @@ ERROR_SCHEMA: dict[str, Any] = {
     },
 }
 
-_ERROR_CONTENT = {"application/json": {"schema": {"$ref": DEFINITIONS + "Error"}}}
-ERROR_RESPONSES: dict[str, Any] = {
-    "4XX": {"description": "The request must change first.", "content": _ERROR_CONTENT},
-    "503": {"description": "Come back after `Retry-After`.", "content": _ERROR_CONTENT},
-    "504": {"description": "The deadline has passed.", "content": _ERROR_CONTENT},
+ANTHROPIC_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+
+
+def _error_responses(schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": DEFINITIONS + schema}}}
+    return {
+        "4XX": {"description": "The request must change first.", "content": content},
+        "503": {"description": "Come back after `Retry-After`.", "content": content},
+        "504": {"description": "The deadline has passed.", "content": content},
+    }
+
+
+ERROR_RESPONSES = _error_responses("Error")
+ANTHROPIC_ERROR_RESPONSES = _error_responses("AnthropicError")
+ANTHROPIC_ERROR_RESPONSES["529"] = {
+    **ANTHROPIC_ERROR_RESPONSES["503"],
+    "description": "The queue is full; come back after `Retry-After`.",
 }
 
 SECURITY_SCHEMES: dict[str, Any] = {
@@ -92,15 +116,18 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas["Error"] = ERROR_SCHEMA
+    schemas["AnthropicError"] = ANTHROPIC_ERROR_SCHEMA
     components["securitySchemes"] = SECURITY_SCHEMES
     document["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
     bodies = []
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
+        is_anthropic = path.startswith(ANTHROPIC_PATHS)
+        errors = ANTHROPIC_ERROR_RESPONSES if is_anthropic else ERROR_RESPONSES
         for operation in operations.values():
             schemas.update(operation.pop(DEFINITIONS_KEY, {}))
             bodies.append(operation.pop(BODY_KEY, None))
             operation["responses"].pop("422", None)
-            operation["responses"].update(ERROR_RESPONSES)
+            operation["responses"].update(errors)
     schemas.update(_body_schemas([name for name in bodies if name is not None]))
     # FastAPI describes its own answer to invalid requests, which is not ours.
     for name in ("HTTPValidationError", "ValidationError"):
