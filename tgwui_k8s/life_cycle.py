@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -28,6 +27,7 @@ from tgwui_k8s.config import Settings
 from tgwui_k8s.daemon_thread import in_daemon_thread
 from tgwui_k8s.engine.client import EngineClient
 from tgwui_k8s.errors import DrainingError, StartupError, UsageError
+from tgwui_k8s.garbage_collection import settle_garbage_collector
 from tgwui_k8s.model_control import ModelController
 from tgwui_k8s.observability.log import event
 from tgwui_k8s.observability.metrics import Metrics
@@ -145,9 +145,7 @@ class LifeCycle:
             except Exception:  # the boundary of the process
                 logger.critical("loading the model failed", exc_info=True)
                 return EXIT_FAULT
-            # What exists now stays: the garbage collector need not look at it again.
-            gc.collect()
-            gc.freeze()
+            settle_garbage_collector()
             await asyncio.wait((told, serving), return_when=asyncio.FIRST_COMPLETED)
         if told.done():
             return EXIT_STOPPED

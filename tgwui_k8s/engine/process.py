@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -47,6 +46,7 @@ from tgwui_k8s.engine.messages import (
     ToEngine,
 )
 from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError, TgwuiError
+from tgwui_k8s.garbage_collection import settle_garbage_collector
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.registry import load_model
 
@@ -56,8 +56,6 @@ DUMP_SIGNAL = signal.SIGUSR1
 
 _PROGRESS_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
-_GC_THRESHOLDS = (10_000, 20, 20)
-"""Rarer than Python's: a step makes thousands of objects and hardly any cycles."""
 
 logger = logging.getLogger(__name__)
 
@@ -166,18 +164,11 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         raise StartupError(
             f"loader '{request.loader}' failed: {type(error).__name__}: {reason}"
         ) from error
-    _tune_garbage_collector()
+    settle_garbage_collector()
     info = loaded.info
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info
-
-
-def _tune_garbage_collector() -> None:
-    """What exists after loading stays: never look at it again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class ProgressReport:
