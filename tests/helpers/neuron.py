@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,20 @@ class NeuronHost:
             sys.modules["neuron_double.device"].device.release()
 
 
+@contextmanager
+def watched_host(folder: Path) -> Iterator[NeuronHost]:
+    """A new host; AssertionError at the end of the block if a violation was left."""
+    folder.mkdir()
+    host = NeuronHost(folder)
+    yield host
+    assert host.violations() == []
+
+
 @pytest.fixture
 def neuron_host(tmp_path: Path) -> Iterator[NeuronHost]:
     """A host for subprocesses; the test fails if the double saw a violation there."""
-    host = NeuronHost(tmp_path / "neuron-host")
-    host.folder.mkdir()
-    yield host
-    assert host.violations() == []
+    with watched_host(tmp_path / "neuron-host") as host:
+        yield host
 
 
 @pytest.fixture

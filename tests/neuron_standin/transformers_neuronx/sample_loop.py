@@ -7,9 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from neuron_double.journal import record, violation
+from neuron_double.journal import record, swallow, violation
 
 from transformers_neuronx import sampling
+from transformers_neuronx.config import GenerationConfig
 from transformers_neuronx.forwarding import ForwardingModel
 
 
@@ -27,8 +28,8 @@ class SampleOptions:
     stopping_criteria: Any = None
 
 
-class SamplingModel(ForwardingModel):
-    """A model with a loop around its `forward()`."""
+class SampleLoop(ForwardingModel):
+    """A model with a loop around its `forward()`; subclasses give `sample()` its signature."""
 
     def _sample(
         self,
@@ -40,7 +41,10 @@ class SamplingModel(ForwardingModel):
     ) -> torch.Tensor:
         with self._exclusively("sample"), torch.no_grad():
             batch, width = input_ids.shape
-            if batch not in self.batch_sizes:
+            compiled = self.neuron_config.on_device_generation
+            if compiled is not None:
+                options = _compiled_options(compiled, options.streamer)
+            elif batch not in self.batch_sizes:
                 raise ValueError(
                     f"Model not compiled for batch_size : {batch}. "
                     f"Acceptable batch_size is one of the following {self.batch_sizes}"
@@ -94,6 +98,60 @@ class SamplingModel(ForwardingModel):
             violation("sample() of several rows without start_ids attends their padding")
 
 
+class SamplingModel(SampleLoop):
+    """`sample()` of Llama, Mistral and Mixtral."""
+
+    def sample(
+        self,
+        input_ids: torch.Tensor,
+        sequence_length: int,
+        cache_ids: torch.Tensor | None = None,
+        start_ids: torch.Tensor | None = None,
+        top_k: int | None = 50,
+        top_p: float = 1.0,
+        eos_token_override: int | list[int] | None = None,
+        temperature: float = 1.0,
+        streamer: Any = None,
+        stopping_criteria_list: Any = None,
+        no_repeat_ngram_size: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(batch, length) ids, prompt first; `sequence_length` counts the prompt as well."""
+        swallow("sample()", kwargs)
+        eos = self.config.eos_token_id if eos_token_override is None else eos_token_override
+        options = SampleOptions(
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            eos_token_id=eos,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            streamer=streamer,
+            stopping_criteria=stopping_criteria_list,
+        )
+        return self._sample(input_ids, sequence_length, cache_ids, start_ids, options)
+
+
+class NarrowSamplingModel(SampleLoop):
+    """`sample()` of the older classes: no EOS, always up to the given length."""
+
+    def sample(
+        self,
+        input_ids: torch.Tensor,
+        sequence_length: int,
+        start_ids: torch.Tensor | None = None,
+        top_k: int | None = 50,
+        streamer: Any = None,
+    ) -> torch.Tensor:
+        """(batch, sequence_length) ids, prompt first."""
+        options = SampleOptions(
+            top_k=top_k,
+            eos_token_id=self.config.eos_token_id,
+            forbid_eos=True,
+            streamer=streamer,
+        )
+        return self._sample(input_ids, sequence_length, None, start_ids, options)
+
+
 def _next_token(
     text: torch.Tensor, logits: torch.Tensor, eos: torch.Tensor, options: SampleOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,6 +165,17 @@ def _next_token(
         logits, options.temperature, options.top_k, options.top_p
     )
     return sampling.draw(probabilities, indices), probabilities
+
+
+def _compiled_options(compiled: GenerationConfig, streamer: Any) -> SampleOptions:
+    """What was compiled counts; the arguments of the call do not."""
+    return SampleOptions(
+        top_k=compiled.top_k if compiled.do_sample else 1,
+        top_p=float(compiled.top_p),
+        temperature=float(compiled.temperature),
+        eos_token_id=-1 if compiled.eos_token_id is None else compiled.eos_token_id,
+        streamer=streamer,
+    )
 
 
 def _eos_ids(eos_token_id: Any) -> torch.Tensor:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers_neuronx.base import SerializableModel
 from transformers_neuronx.config import NeuronConfig
 from transformers_neuronx.llama.config import LlamaConfig
-from transformers_neuronx.sample_loop import SampleOptions, SamplingModel
+from transformers_neuronx.sample_loop import SamplingModel
 from transformers_neuronx.utils import get_qkv_padding
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -58,35 +58,6 @@ class LlamaForSampling(SerializableModel, SamplingModel):
         quant = self.neuron_config.quant
         if quant is not None and quant.dequant_dtype != amp:
             violation(f"dequant_dtype {quant.dequant_dtype} differs from amp {amp}")
-
-    def sample(
-        self,
-        input_ids: torch.Tensor,
-        sequence_length: int,
-        cache_ids: torch.Tensor | None = None,
-        start_ids: torch.Tensor | None = None,
-        top_k: int | None = 50,
-        top_p: float = 1.0,
-        eos_token_override: int | list[int] | None = None,
-        temperature: float = 1.0,
-        streamer: Any = None,
-        stopping_criteria_list: Any = None,
-        no_repeat_ngram_size: int | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """(batch, length) ids, prompt first; `sequence_length` counts the prompt as well."""
-        swallow("sample()", kwargs)
-        eos = self.config.eos_token_id if eos_token_override is None else eos_token_override
-        options = SampleOptions(
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            eos_token_id=eos,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            streamer=streamer,
-            stopping_criteria=stopping_criteria_list,
-        )
-        return self._sample(input_ids, sequence_length, cache_ids, start_ids, options)
 
     def _identity(self) -> dict[str, Any]:
         return vars(self.config)
@@ -153,3 +124,10 @@ def _through_int8(weight: torch.Tensor) -> torch.Tensor:
     """What is left of a weight that was stored in eight bits, one scale per output."""
     scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
     return ((weight.float() / scale).round() * scale).to(weight.dtype)
+
+
+class FIDLlamaForSampling(LlamaForSampling):
+    """Fusion in the decoder: importable, and not imitated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("the double has no FIDLlamaForSampling")

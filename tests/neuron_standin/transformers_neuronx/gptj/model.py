@@ -1,0 +1,10 @@
+"""`GPTJForSampling`."""
+
+from __future__ import annotations
+
+from transformers_neuronx.sample_loop import NarrowSamplingModel
+from transformers_neuronx.whole_prefix import WholePrefixModel
+
+
+class GPTJForSampling(WholePrefixModel, NarrowSamplingModel):
+    """GPT-J, which can neither save nor load compiled graphs."""
