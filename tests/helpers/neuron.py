@@ -119,7 +119,8 @@ def watched_host(folder: Path) -> Iterator[NeuronHost]:
     folder.mkdir()
     host = NeuronHost(folder)
     yield host
-    assert host.violations() == []
+    if left := host.violations():
+        raise AssertionError("the library would have swallowed:\n" + "\n".join(left))
 
 
 @pytest.fixture
