@@ -15,6 +15,7 @@ from typing import IO
 import psutil
 
 _STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.005
 
 
 class ServerFailedError(Exception):
@@ -84,7 +85,7 @@ class Server:
                 raise ServerFailedError(
                     f"the server did not {what} in {seconds:g} s:\n{self._last_words()}"
                 )
-            time.sleep(0.002)
+            time.sleep(_POLL_SECONDS)
 
     def _accepts(self) -> bool:
         try:
