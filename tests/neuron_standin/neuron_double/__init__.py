@@ -20,6 +20,9 @@ Where it stands in for hardware, the environment says what the host is like:
 | `NEURON_STANDIN_CORE_BYTES` | memory of a core; 16 GiB |
 | `NEURON_STANDIN_COMPILE_SECONDS` | time one graph takes to compile; 0 |
 | `NEURON_STANDIN_LOAD_SECONDS` | time that reading the weights takes; 0 |
+| `NEURON_STANDIN_STEP_SECONDS` | time that one graph runs; 0 |
+| `NEURON_STANDIN_COMPILER_FAILS` | "1": no graph can be compiled |
+| `NEURON_STANDIN_BREAKS_AFTER` | number of graph runs in a process before its device breaks |
 
 Known to be simpler than the library: there is no persistent compiler cache, speculation and
 embeddings as input are refused, `unroll` and layouts change only the names of the artifacts, and

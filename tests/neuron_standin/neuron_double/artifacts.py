@@ -37,8 +37,10 @@ class Graph:
 
 
 def compile_graph(graph: Graph) -> bytes:
-    """The content of the graph's file, which knows its compiler."""
+    """The content of the graph's file, which knows its compiler. Raises RuntimeError."""
     time.sleep(float(os.environ.get("NEURON_STANDIN_COMPILE_SECONDS", 0)))
+    if os.environ.get("NEURON_STANDIN_COMPILER_FAILS") == "1":
+        raise RuntimeError("Failed compilation with ['neuronx-cc', 'compile', '--target=trn1']")
     record("compile", kind=graph.kind, bucket=graph.bucket, batch_size=graph.batch_size)
     return json.dumps({"magic": MAGIC, "compiler": version("neuronx-cc")}).encode()
 

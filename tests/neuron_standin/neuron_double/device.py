@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 from neuron_double.journal import record, violation
@@ -30,6 +31,8 @@ class Device:
         self._locks: list[int] = []
         self._used: dict[int, int] = {}
         self._pid: int | None = None
+        self._wanted: tuple[str | None, str | None] = (None, None)
+        self._runs = 0
         self._guard = threading.Lock()
 
     @property
@@ -45,6 +48,8 @@ class Device:
         with self._guard:
             if self._pid is None:
                 self._take(tp_degree)
+            elif self._wanted != _wanted_cores():
+                violation("NEURON_RT_* was changed after the device was touched, without effect")
         self.check_process()
         family = self.instance.split(".")[0].removesuffix("n")
         if tp_degree not in TOPOLOGIES[family]:
@@ -61,6 +66,14 @@ class Device:
         if self._pid != os.getpid():
             violation("a forked process touched the device of its parent")
             raise RuntimeError("nrt: NRT_UNINITIALIZED status=13 (device held by another process)")
+
+    def run(self) -> None:
+        """A graph runs. Raises RuntimeError once the device is broken, and in a forked process."""
+        self.check_process()
+        time.sleep(float(os.environ.get("NEURON_STANDIN_STEP_SECONDS", 0)))
+        self._runs += 1
+        if self._runs > float(os.environ.get("NEURON_STANDIN_BREAKS_AFTER", "inf")):
+            raise RuntimeError("nrt_execute status=101 (NRT_EXEC_UNIT_UNRECOVERABLE)")
 
     def allocate(self, owner: int, num_bytes: int, tp_degree: int) -> None:
         """Charge a model's memory. Raises RuntimeError when its cores do not hold it."""
@@ -103,7 +116,7 @@ class Device:
             raise RuntimeError(_not_available(f"nc{missing[0]}-nc{missing[-1]}", len(held)))
         if not visible and not number and len(held) > tp_degree:
             violation(f"took all {len(held)} cores of the host for tp_degree {tp_degree}")
-        self.cores, self._pid = tuple(held), os.getpid()
+        self.cores, self._pid, self._wanted = tuple(held), os.getpid(), _wanted_cores()
         record("cores", cores=held)
 
     def _lock(self, core: int) -> bool:
@@ -119,6 +132,10 @@ class Device:
             return False
         self._locks.append(descriptor)
         return True
+
+
+def _wanted_cores() -> tuple[str | None, str | None]:
+    return os.environ.get("NEURON_RT_VISIBLE_CORES"), os.environ.get("NEURON_RT_NUM_CORES")
 
 
 def _not_available(requested: str, available: int) -> str:

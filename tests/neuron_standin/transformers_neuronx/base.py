@@ -127,7 +127,7 @@ class NeuronModelBase(PretrainedModel):
             raise ValueError(
                 "Attempted to use an uninitialized parameter: call to_neuron() before the model"
             )
-        device.check_process()
+        device.run()
         record("forward", kind=kind, bucket=bucket_size, rows=len(step.rows), **facts)
         with torch.no_grad():
             logits = self._decoder.step(step)
@@ -199,6 +199,8 @@ class SerializableModel(NeuronModelBase):
     def load(self, directory: str) -> None:
         """Remember where compiled graphs lie; `to_neuron()` will look."""
         record("load", directory=str(directory))
+        if self._decoder is not None:
+            violation("load() after to_neuron() has no effect")
         self._artifacts = Path(directory)
 
     def save(self, directory: str, sharded_weights: bool = False) -> None:

@@ -19,6 +19,7 @@ class ForwardingModel(NeuronModelBase):
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self._slots = Slots(self.batch_sizes[-1])
+        self._starts: list[int] = []
 
     def forward(
         self,
@@ -38,6 +39,9 @@ class ForwardingModel(NeuronModelBase):
         swallow("forward()", kwargs)
         if input_embeddings is not None:
             raise NotImplementedError("the double takes no input_embeddings")
+        if not self.continuous and cache_ids is None and input_ids.shape[-1] == 1:
+            violation("forward() of one token without cache_ids writes position 0")
+        self._note_missing_starts("forward", input_ids, start_ids)
         with self._exclusively("forward"):
             return self._forward(input_ids, cache_ids, start_ids, last_token_id)
 
@@ -89,6 +93,7 @@ class ForwardingModel(NeuronModelBase):
             logits = self._run(step, "prefill", graph, width=done)
             for row in range(batch):
                 self._slots.prefill(row, done)
+            self._starts = first.tolist()
         for column in range(done, width):
             positions = torch.full((batch,), begin + column)
             logits = self._decode_rows(input_ids[:, column], positions, first)
@@ -116,6 +121,7 @@ class ForwardingModel(NeuronModelBase):
         graph = find_bucket(self.token_buckets, int(positions.max()) + 1)
         self._check_compiled(graph, batch)
         self._slots.decode(range(batch), positions.tolist())
+        self._check_starts(positions, first)
         return self._run(self._decode_step(ids, positions, first), "decode", graph)
 
     def _decode_step(
@@ -201,6 +207,21 @@ class ForwardingModel(NeuronModelBase):
         return find_bucket(self.context_buckets, width)
 
     # Checks
+
+    def _note_missing_starts(
+        self, what: str, input_ids: torch.Tensor, start_ids: torch.Tensor | None
+    ) -> None:
+        if start_ids is None and self.neuron_config.padding_side == "left" and len(input_ids) > 1:
+            violation(f"{what}() of several rows without start_ids attends their padding")
+
+    def _check_starts(self, positions: torch.Tensor, first: torch.Tensor | None) -> None:
+        """A row's text starts where it started with its prompt."""
+        if first is None:
+            return
+        if not positions.any():
+            self._starts = first.tolist()
+        elif first.tolist() != self._starts:
+            violation(f"start_ids became {first.tolist()} and were {self._starts} for the prompt")
 
     def _check_compiled(self, graph: int, batch: int) -> None:
         if batch not in self.batch_sizes:

@@ -30,7 +30,12 @@ class PretrainedModel(torch.nn.Module):
         config = AutoConfig.from_pretrained(pretrained_model_path)
         model = cls(config, *model_args, **kwargs)
         model.weights_path = find_weights(Path(pretrained_model_path))
-        record("construct", model=cls.__name__, path=str(pretrained_model_path))
+        record(
+            "construct",
+            model=cls.__name__,
+            path=str(pretrained_model_path),
+            arguments={name: value for name, value in kwargs.items() if name != "neuron_config"},
+        )
         return model
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from neuron_double.journal import record, swallow, violation
+from neuron_double.journal import record, swallow
 
 from transformers_neuronx import sampling
 from transformers_neuronx.config import GenerationConfig
@@ -50,7 +50,7 @@ class SampleLoop(ForwardingModel):
                     f"Acceptable batch_size is one of the following {self.batch_sizes}"
                 )
             sampling.validate_top_k_top_p(options.top_k, options.top_p)
-            self._note_missing_starts(input_ids, start_ids)
+            self._note_missing_starts("sample", input_ids, start_ids)
             record("sample", batch=batch, width=width, sequence_length=sequence_length)
             logits = self._forward(input_ids, cache_ids, start_ids)
             text = self._continue(input_ids, sequence_length, cache_ids, start_ids, logits, options)
@@ -92,10 +92,6 @@ class SampleLoop(ForwardingModel):
                 cache_ids = cache_ids.max(dim=1, keepdim=True).values + 1
             logits = self._forward(token, cache_ids, start_ids)
         return text
-
-    def _note_missing_starts(self, input_ids: torch.Tensor, start_ids: torch.Tensor | None) -> None:
-        if start_ids is None and self.neuron_config.padding_side == "left" and len(input_ids) > 1:
-            violation("sample() of several rows without start_ids attends their padding")
 
 
 class SamplingModel(SampleLoop):

@@ -151,7 +151,8 @@ def test_the_adapter_generates_like_transformers(llama: Path) -> None:
         )
         assert text[0].tolist() == greedy(llama, PROMPTS[0], LENGTH)
         assert text[1, 2:].tolist() == greedy(llama, PROMPTS[1], LENGTH - 2)
-    assert adapter(ids, cache_ids=torch.arange(5)).logits.shape == (2, 1, 512)
+    output = adapter(ids, cache_ids=torch.arange(5), start_ids=torch.tensor([0, 2]))
+    assert output.logits.shape == (2, 1, 512)
     with pytest.raises(KeyError):
         adapter.generate(ids[:1], attention_mask=mask[:1], max_length=LENGTH)
 

@@ -12,6 +12,7 @@ import torch
 
 from tests.helpers.neuron import NeuronHost
 from tests.helpers.neuron_calls import continuous, make_model
+from tgwui_k8s.demo.tiny import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("neuron")
 
@@ -142,6 +143,29 @@ def test_quantization_must_return_to_the_type_of_amp(llama: Path, neuron: Neuron
     make_model(llama, amp="bf16", neuron_config=config)
 
     assert neuron.accept_violation("dequant_dtype") == ["dequant_dtype f16 differs from amp bf16"]
+
+
+def test_heads_over_the_batch_need_a_batch_that_divides(llama: Path, neuron: NeuronHost) -> None:
+    """The library warns and falls back to replication; the double fails the test."""
+    from transformers_neuronx import GQA, NeuronConfig
+
+    config = NeuronConfig(group_query_attention=GQA.SHARD_OVER_BATCH)
+    make_model(llama, batch_size=4, neuron_config=config)
+    assert neuron.violations() == []
+
+    make_model(llama, batch_size=3, neuron_config=config)
+    assert len(neuron.accept_violation("does not divide by tp_degree 2")) == 1
+
+
+def test_mistral_knows_no_prefix(tmp_path: Path, neuron: NeuronHost) -> None:
+    """`prefixed_length` is Llama's alone."""
+    path = make_checkpoint(tmp_path / "mistral", "mistral", num_hidden_layers=1)
+
+    make_model(path, "mistral", prefixed_length=4)
+
+    assert neuron.accept_violation("Mistral") == [
+        "MistralForSampling: keyword argument 'prefixed_length' has no effect"
+    ]
 
 
 def test_only_known_rope_scaling_is_accepted(llama: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.neuron import NeuronHost, watched_host
 from tests.helpers.neuron_calls import make_model
@@ -226,6 +227,32 @@ def test_a_forked_process_does_not_own_the_device(neuron: NeuronHost) -> None:
     assert neuron.accept_violation("forked") == [
         "a forked process touched the device of its parent"
     ]
+
+
+def test_the_runtime_reads_its_environment_once(
+    llama: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is set after the first touch has no effect, and is written down."""
+    make_model(llama).to_neuron()
+    monkeypatch.setenv("NEURON_RT_NUM_CORES", "4")
+    make_model(llama).to_neuron()
+
+    assert neuron.count("cores") == 1
+    assert len(neuron.accept_violation("after the device was touched")) == 1
+
+
+def test_the_device_may_break(
+    llama: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some graph runs every further one fails."""
+    monkeypatch.setenv("NEURON_STANDIN_BREAKS_AFTER", "3")
+    model = make_model(llama)
+    model.to_neuron()
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="nrt_execute status=101"):
+            model.sample(torch.tensor([[5, 6, 7]]), 20)
+    assert neuron.count("forward") == 3
 
 
 def test_a_violation_that_nobody_expected_fails_the_test(tmp_path: Path) -> None:

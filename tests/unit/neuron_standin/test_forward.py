@@ -62,6 +62,28 @@ def test_left_padding_needs_start_ids(llama: Path, single: Any, neuron: NeuronHo
     ]
 
 
+def test_forward_needs_start_ids_and_cache_ids_too(llama: Path, neuron: NeuronHost) -> None:
+    """Invariant 15: they are the same for a row from its prompt to its end."""
+    pair = make_model(llama, batch_size=2)
+    pair.to_neuron()
+    ids, starts = torch.tensor([PROMPT, [PAD, PAD, *OTHER]]), torch.tensor([0, 2])
+    pair.forward(ids, start_ids=starts)
+    pair.forward(ids[:, :1], cache_ids=torch.tensor([4]), start_ids=starts)
+    assert neuron.violations() == []
+
+    pair.forward(ids)
+    pair.forward(ids[:, :1], cache_ids=torch.tensor([4]), start_ids=starts)
+    pair.forward(ids[:, :1], start_ids=starts)
+
+    assert neuron.accept_violation("forward()") == [
+        "forward() of several rows without start_ids attends their padding",
+        "forward() of one token without cache_ids writes position 0",
+    ]
+    assert neuron.accept_violation("start_ids became") == [
+        "start_ids became [0, 2] and were [0, 0] for the prompt"
+    ]
+
+
 def test_right_padding_needs_cache_ids(llama: Path, single: Any) -> None:
     """Invariant 15: two-dimensional ones; new tokens stand after the padded width."""
     from transformers_neuronx import NeuronConfig

@@ -214,6 +214,24 @@ def test_versions_of_the_library_miss_and_of_the_compiler_do_not(
         make_loaded(llama, tmp_path / "artifacts")
 
 
+def test_loading_too_late_has_no_effect(llama: Path, neuron: NeuronHost, tmp_path: Path) -> None:
+    """Invariant 4: `load()` belongs before `to_neuron()`."""
+    model = make_model(llama)
+    model.to_neuron()
+    model.load(tmp_path)
+
+    assert neuron.accept_violation("load()") == ["load() after to_neuron() has no effect"]
+
+
+@pytest.mark.usefixtures("neuron")
+def test_the_compiler_may_fail(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does on hosts with too little memory."""
+    monkeypatch.setenv("NEURON_STANDIN_COMPILER_FAILS", "1")
+
+    with pytest.raises(RuntimeError, match=r"Failed compilation with \['neuronx-cc'"):
+        make_model(llama).to_neuron()
+
+
 @pytest.mark.usefixtures("neuron")
 def test_a_damaged_file_does_not_load(llama: Path, tmp_path: Path) -> None:
     """A truncated NEFF is an error of the runtime."""

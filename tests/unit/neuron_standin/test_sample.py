@@ -116,7 +116,7 @@ def test_the_batch_must_be_the_compiled_one(model: Any) -> None:
     with pytest.raises(AttributeError):
         model.sample(IDS.tolist(), 10)
     with pytest.raises(KeyError):
-        model.forward(IDS.repeat(2, 1))
+        model.forward(IDS.repeat(2, 1), start_ids=torch.zeros(2))
 
 
 def test_a_prompt_of_the_whole_length_comes_back(model: Any, neuron: NeuronHost) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from transformers_neuronx.base import SerializableModel
 from transformers_neuronx.config import NeuronConfig
+from transformers_neuronx.constants import GQA
 from transformers_neuronx.llama.config import LlamaConfig
 from transformers_neuronx.sample_loop import SamplingModel
 from transformers_neuronx.utils import get_qkv_padding
@@ -58,6 +59,9 @@ class LlamaForSampling(SerializableModel, SamplingModel):
         quant = self.neuron_config.quant
         if quant is not None and quant.dequant_dtype != amp:
             violation(f"dequant_dtype {quant.dequant_dtype} differs from amp {amp}")
+        over_batch = self.neuron_config.group_query_attention is GQA.SHARD_OVER_BATCH
+        if over_batch and any(size % tp_degree for size in self.batch_sizes):
+            violation(f"GQA over batch {self.batch_sizes} does not divide by tp_degree {tp_degree}")
 
     def _identity(self) -> dict[str, Any]:
         return vars(self.config)
