@@ -29,8 +29,9 @@ import psutil
 
 from benchmarks.load.direct import direct_itl
 from benchmarks.load.figures import Figures, Spread
+from benchmarks.load.machine import conditions
 from benchmarks.load.report import Report
-from benchmarks.load.server import Server
+from benchmarks.load.server import Server, ServerFailedError
 
 _TOKENS_PER_STREAM = 500
 
@@ -65,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    rows = [measure(streams, options) for streams in options.streams]
-    print(msgspec.json.format(msgspec.json.encode(rows)).decode() if options.json else table(rows))
+    where = conditions()
+    try:
+        rows = [measure(streams, options) for streams in options.streams]
+    except (ServerFailedError, subprocess.CalledProcessError) as error:
+        print(f"api_overhead: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(rows)).decode())
+    else:
+        print(f"{table(rows)}\n\n{where}")
     return 1 if any(row.server.errors for row in rows) else 0
 
 

@@ -24,6 +24,7 @@ import uvloop
 
 from benchmarks.load.client import Target, first_model, stream
 from benchmarks.load.http import Origin
+from benchmarks.load.machine import conditions
 from benchmarks.load.server import Server, ServerFailedError
 
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flag", action="append", default=[], help="for serve, as --flag=--x=y")
     parser.add_argument("--json", action="store_true", help="print all runs as JSON instead")
     options = parser.parse_args(arguments)
+    where = conditions()
     runs: dict[str, list[Milestones]] = {}
     try:
         for model in options.model or ["demo"]:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerFailedError as error:
         print(f"startup: {error}", file=sys.stderr)
         return 1
-    print(msgspec.json.encode(runs).decode() if options.json else table(runs))
+    print(msgspec.json.encode(runs).decode() if options.json else f"{table(runs)}\n\n{where}")
     return 0
 
 
