@@ -133,6 +133,53 @@ class EngineSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeuronSettings:
+    """Models on AWS Inferentia2 and Trainium; only the loader Neuron reads these.
+
+    What is not set comes from the compiled artifacts. Further options: `tgwui-k8s loaders Neuron`.
+    """
+
+    tp_degree: int | None = setting(
+        None,
+        "NeuronCores that the model lies on; default: the artifacts', or all that are visible.",
+        bounds=(1, None),
+    )
+    amp: str | None = setting(
+        None, "Type that Neuron computes in: f32, f16, bf16; a dtype's usual name works too."
+    )
+    batch_size: int | None = setting(
+        None, "Sequences that Neuron computes at once; compiled in.", bounds=(1, None)
+    )
+    n_positions: int | None = setting(
+        None, "Longest prompt plus completion on Neuron; compiled in.", bounds=(2, None)
+    )
+    context_buckets: str | None = setting(
+        None,
+        "Prompt lengths that Neuron compiles for, such as 128,512,2048; the last is the longest.",
+        metavar="LENGTHS",
+    )
+    neuron_quantization: Literal["none", "s8"] | None = setting(
+        None, "Weights of the layers in eight bits."
+    )
+    neuron_mode: Literal["auto", "continuous", "sample"] = setting(
+        "auto",
+        "'continuous' batches and samples here; 'sample' is the library's own loop, one request "
+        "at a time.",
+    )
+    neuron_artifacts: str | None = setting(
+        None,
+        "Folder with the compiled graphs; default: neuron_artifacts/ beside the model.",
+        metavar="DIR",
+    )
+    neuron_compile_on_start: bool = setting(
+        False, "Compile at the start where no artifacts match, which may take hours."
+    )
+    neuron_library: Literal["auto", "transformers-neuronx", "optimum-neuron"] = setting(
+        "auto", "Library that runs the model; 'auto' goes by the layout of the artifacts."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """The HTTP side: addresses, keys, limits, life cycle."""
 
@@ -201,6 +248,7 @@ class Settings:
 
     model: ModelSettings = ModelSettings()
     engine: EngineSection = EngineSection()
+    neuron: NeuronSettings = NeuronSettings()
     server: ServerSettings = ServerSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
 

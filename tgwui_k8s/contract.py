@@ -36,6 +36,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Classifier-free guidance (a second sequence beside every sequence)."""
     resume: bool = True
     """`resume_token_ids`: going on from tokens generated elsewhere."""
+    unsupported_params: tuple[str, ...] = ()
+    """Fields of `SamplingParams` that must keep their defaults."""
     adapters: bool = False
     grammar: bool = False
     embeddings: bool = False
@@ -51,6 +53,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     max_model_len: int
     """The longest prompt plus completion, in tokens."""
+    max_prompt_len: int | None = None
+    """The longest prompt, resumed tokens included, where it is less than the context allows."""
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     num_parameters: int = 0

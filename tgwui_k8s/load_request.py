@@ -5,6 +5,7 @@ Used by whoever starts an engine: the server and `LLM`. Runs before any heavy li
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from tgwui_k8s.config import EngineSection, ModelSettings, Settings
@@ -12,7 +13,7 @@ from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.settings import loader_options
 from tgwui_k8s.storage.infer import infer_loader
-from tgwui_k8s.storage.loader_names import FAKE, canonical_loader_name
+from tgwui_k8s.storage.loader_names import FAKE, NEURON, canonical_loader_name
 from tgwui_k8s.storage.model_dir import DEMO, resolve_model
 
 AUTO = "auto"
@@ -40,7 +41,7 @@ def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
         num_threads=engine.num_threads,
         trust_remote_code=model.trust_remote_code,
         prefetch=model.prefetch,
-        options=loader_options(model.loader_option),
+        options=_options(settings, loader),
     )
 
 
@@ -58,6 +59,18 @@ def served_names(model: ModelSettings, path: Path) -> tuple[str, ...]:
     if model.served_model_name:
         return model.served_model_name
     return (DEMO if model.model == DEMO else path.name,)
+
+
+def _options(settings: Settings, loader: str) -> dict[str, str]:
+    """What `--loader-option` says, and the flags that are the chosen loader's options."""
+    options = loader_options(settings.model.loader_option)
+    if loader != NEURON:
+        return options
+    for field in fields(settings.neuron):
+        value = getattr(settings.neuron, field.name)
+        if value != field.default:
+            options.setdefault(field.name.removeprefix("neuron_"), str(value))
+    return options
 
 
 def _find_model(model: ModelSettings, *, over_http: bool) -> tuple[Path, str]:

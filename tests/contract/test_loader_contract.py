@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.helpers.neuron_models import compile_model, neuron_software
 from tests.helpers.paged_driver import PagedDriver, to_numpy
 from tgwui_k8s.contract import (
     Batch,
@@ -39,13 +40,23 @@ class Case:
     architecture: str | None
     dtype: str = "float32"
     tolerance: float = 1e-4
+    device: str = "cpu"
+    standin: bool = False
+    """Its library is played by the stand-in for Neuron."""
+    slots: bool = False
+    """A sequence has one slot: prompts are computed whole, and no block is shared."""
 
 
 CASES: dict[str, Case] = {
     "fake": Case(architecture=None, tolerance=0.0),
     "Transformers": Case(architecture="llama"),
     "Native": Case(architecture="llama", dtype="bfloat16", tolerance=0.15),
+    "Neuron": Case(architecture="llama", device="auto", standin=True, slots=True),
 }
+
+with_blocks = pytest.mark.parametrize(
+    "case", sorted(name for name, case in CASES.items() if not case.slots), indirect=True
+)
 
 
 @pytest.fixture(scope="module", params=sorted(CASES), name="case")
@@ -54,17 +65,21 @@ def _case(request: pytest.FixtureRequest) -> tuple[str, Case]:
 
 
 @pytest.fixture(scope="module", name="loader")
-def _loader(case: tuple[str, Case]) -> Loader:
-    name, _ = case
+def _loader(case: tuple[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    name, details = case
     entry = next(entry for entry in available() if entry.name == name)
+    if details.standin:
+        with neuron_software(tmp_path_factory.mktemp("host")):
+            yield get_loader(name)
+        return
     if not entry.is_installed:
         pytest.skip(f"needs {', '.join(entry.missing)}")
-    return get_loader(name)
+    yield get_loader(name)
 
 
 @pytest.fixture(scope="module", name="request_to_load")
 def _request_to_load(
-    case: tuple[str, Case], tmp_path_factory: pytest.TempPathFactory
+    case: tuple[str, Case], loader: Loader, tmp_path_factory: pytest.TempPathFactory
 ) -> LoadRequest:
     name, details = case
     path = "nowhere"
@@ -72,11 +87,13 @@ def _request_to_load(
         tiny = pytest.importorskip("tgwui_k8s.demo.tiny")
         folder: Path = tmp_path_factory.mktemp(name)
         path = str(tiny.make_checkpoint(folder, details.architecture, dtype=details.dtype))
+    if details.standin:
+        compile_model(loader, Path(path), batch_size=4, n_positions=128, tp_degree=2)
     return LoadRequest(
         model_path=path,
         loader=name,
         dtype=details.dtype if details.architecture else "auto",
-        device="cpu",
+        device=details.device,
         max_model_len=128,
         max_num_seqs=4,
         kv_cache_bytes=4 * 1024 * 1024,
@@ -171,6 +188,14 @@ def test_progress_counts_up_to_its_total(loading: Loading) -> None:
     assert loading.progress[-1].bytes_read == loading.progress[-1].bytes_total
 
 
+def test_layout_says_what_it_is(runner: ModelRunner, case: tuple[str, Case]) -> None:
+    """Slots are not cut, not shared, and move in step; blocks are all of that."""
+    layout, is_blocks = runner.layout, not case[1].slots
+
+    assert layout.chunked_prefill is layout.prefix_caching is layout.mixed_batches is is_blocks
+    assert layout.lockstep_decode is not is_blocks
+
+
 def test_layout_holds_the_longest_sequence(runner: ModelRunner) -> None:
     """There are blocks for one sequence of the model's whole context, in every group."""
     layout: KVLayout = runner.layout
@@ -203,6 +228,7 @@ def test_batched_is_as_alone(runner: ModelRunner, tolerance: float) -> None:
         assert_same(logits, alone(runner, prompt), tolerance)
 
 
+@with_blocks
 def test_chunked_is_as_whole(runner: ModelRunner, tolerance: float) -> None:
     """A prompt may be computed in pieces of any size, decodes of others between them."""
     prompt = PROMPTS[2]
@@ -216,6 +242,7 @@ def test_chunked_is_as_whole(runner: ModelRunner, tolerance: float) -> None:
     assert_same(np.concatenate(pieces), alone(runner, prompt), tolerance)
 
 
+@with_blocks
 def test_only_the_wanted_logits_come_back(runner: ModelRunner, tolerance: float) -> None:
     """A chunk without logits leaves none behind; the last one gives the last rows."""
     prompt = PROMPTS[2]
@@ -271,6 +298,7 @@ def test_freed_blocks_remember_nothing(runner: ModelRunner, tolerance: float) ->
     assert_same(compute(PROMPTS[0]), first, tolerance)
 
 
+@with_blocks
 def test_shared_prefix_blocks_serve_two_sequences(runner: ModelRunner, tolerance: float) -> None:
     """Blocks computed for one sequence are read by another with the same prefix."""
     size = runner.layout.block_size

@@ -73,6 +73,9 @@ def engine_requests(
     resumed = _resumed(request, asked, model)
     _check_resumed_lengths(request, resumed)
     n = asked.num_choices
+    for i, prompt in enumerate(prompts):
+        longest = max((len(tokens) for tokens in resumed[i * n : (i + 1) * n]), default=0)
+        _check_prompt_length(max(len(prompt), len(negative)) + longest, asked, model)
     return [
         GenerationRequest(
             request_id=f"{asked.response_id}-{i}",
@@ -163,6 +166,18 @@ def _max_tokens(
     return wanted
 
 
+def _check_prompt_length(num_tokens: int, asked: Asked, model: ServedModel) -> None:
+    """Raise where the model takes shorter prompts than its context has room for."""
+    longest = model.info.max_prompt_len
+    if longest is not None and num_tokens > longest:
+        raise ContextLengthError(
+            f"This model takes prompts of at most {longest} tokens, but your {asked.param} has "
+            f"{num_tokens}, resumed tokens included.",
+            param=asked.param,
+            details={"n_prompt_tokens": num_tokens, "n_ctx": model.info.max_model_len},
+        )
+
+
 def _too_long(
     num_prompt_tokens: int, wanted: int | None, longest: int, param: str
 ) -> ContextLengthError:
@@ -189,6 +204,12 @@ def _resumed(
         raise UnsupportedParameterError(
             "Unsupported parameter: 'resume_token_ids'. The loaded model cannot resume.",
             param="resume_token_ids",
+        )
+    if request.mirostat_mode and not model.info.capabilities.prompt_logprobs:
+        raise UnsupportedParameterError(
+            "Unsupported parameter: 'mirostat_mode' with 'resume_token_ids'. Its state depends on "
+            "past distributions, and the loaded model gives only the newest.",
+            param="mirostat_mode",
         )
     _check_count("resume_token_ids", len(request.resume_token_ids), asked)
     for token_ids in request.resume_token_ids:

@@ -57,7 +57,7 @@ def sampling_params(
     do not allow.
     """
     _check_capabilities(reported, model)
-    return SamplingParams(
+    params = SamplingParams(
         **sampler_values(request, model, preset_dir),
         max_tokens=max_tokens,
         min_tokens=request.min_tokens or 0,
@@ -67,6 +67,8 @@ def sampling_params(
         logprobs=reported.logprobs,
         prompt_logprobs=reported.prompt_logprobs,
     )
+    _check_honoured(params, model)
+    return params
 
 
 def sampler_values(
@@ -135,6 +137,15 @@ def _check_capabilities(reported: Reported, model: ServedModel) -> None:
         raise _lacking("logprobs", "log probabilities")
     if reported.prompt_logprobs is not None and not capabilities.prompt_logprobs:
         raise _lacking("echo", "log probabilities of the prompt")
+
+
+def _check_honoured(params: SamplingParams, model: ServedModel) -> None:
+    """Refuse what a backend that samples by itself would leave out."""
+    lacking = model.info.capabilities.unsupported_params
+    for field in msgspec.structs.fields(SamplingParams) if lacking else ():
+        neutral = field.default if field.default is not msgspec.NODEFAULT else {}
+        if field.name in lacking and getattr(params, field.name) != neutral:
+            raise _lacking(field.name, f"'{field.name}' with this loader")
 
 
 def _lacking(param: str, what: str) -> UnsupportedParameterError:

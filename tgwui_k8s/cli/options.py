@@ -23,6 +23,7 @@ ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - what --listen asks for
 _PANELS = {
     "model": "Model",
     "engine": "Engine",
+    "neuron": "AWS Neuron",
     "server": "Server",
     "observability": "Logs and metrics",
 }

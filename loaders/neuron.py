@@ -1,0 +1,265 @@
+"""The `Neuron` loader: Llama-family models on inf2 and trn1, over as many NeuronCores as wanted.
+
+Everything is checked before weights are read: the machine's cores, the topology, the memory of a
+core, and the compiled artifacts against their manifest. Without matching artifacts it refuses to
+load, because compiling takes up to hours; `tgwui-k8s neuron compile` does that ahead of time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tgwui_k8s.byte_size import format_byte_size
+from tgwui_k8s.contract import (
+    Backend,
+    Capabilities,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    ModelRunner,
+    ProgressCallback,
+)
+from tgwui_k8s.errors import NotEnoughMemoryError, StartupError, UnsupportedModelError
+from tgwui_k8s.neuron.artifacts import new_artifacts, why_unusable
+from tgwui_k8s.neuron.instances import allowed_tp_degrees
+from tgwui_k8s.neuron.layout import NeuronFolder, find_layout
+from tgwui_k8s.neuron.manifest import current_versions, read_manifest
+from tgwui_k8s.neuron.options import OPTIONS, NeuronOptions, parse_options
+from tgwui_k8s.neuron.parameters import Parameters, check_cores, decide
+from tgwui_k8s.neuron.plan import Plan, check_memory
+from tgwui_k8s.neuron.shape import ModelShape
+from tgwui_k8s.neuron.visible_cores import Host, find_host, take_cores
+from tgwui_k8s.runtime.limits import available_memory
+from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend, sample_capabilities
+from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
+from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
+from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
+from tgwui_k8s.storage.model_files import read_json
+from tgwui_k8s.storage.mounts import network_file_system
+from tgwui_k8s.storage.prefetch import prefetch
+from tgwui_k8s.storage.weights import WeightFiles, find_weights
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is known and decided before weights are read or a device is touched."""
+
+    options: NeuronOptions
+    folder: NeuronFolder
+    config: dict[str, Any]
+    host: Host
+    parameters: Parameters
+    plan: Plan
+    unusable: str | None
+    """Why the artifacts on disk cannot be used; None where they can."""
+
+    @property
+    def model_type(self) -> str:
+        """Hugging Face's word for the architecture."""
+        return str(self.config["model_type"])
+
+
+class NeuronLoader:
+    """contract.Loader for NeuronCores of the second generation."""
+
+    name: ClassVar[str] = "Neuron"
+    options: ClassVar[dict[str, str]] = OPTIONS
+
+    def load(self, request: LoadRequest, progress: ProgressCallback) -> ModelRunner | Backend:
+        """A runner that batches continuously, or a backend for the models that cannot.
+
+        Raises a `StartupError` that names the parameter and what to do, before weights are read,
+        where the machine, the memory or the artifacts do not fit.
+        """
+        case = _examine(request)
+        check_cores(case.parameters, case.host)
+        if case.unusable is not None and not case.options.compile_on_start:
+            raise StartupError(case.unusable)
+        weights = find_weights(case.folder.model)
+        _prefetch(request, case.folder, weights, progress)
+        take_cores(os.environ, case.parameters.tp_degree)
+        model = _build(case)
+        total = weights.num_bytes
+        if case.unusable is None:
+            progress(LoadProgress("loading", 0, total))
+            model.load(case.folder.artifacts)
+        else:
+            logger.warning("compiling at the start: %s", case.unusable)
+            progress(LoadProgress("compiling", 0, total))
+            model.compile_and_load()
+            _keep(case, model)
+        progress(LoadProgress("loading", total, total))
+        return _serve(case, model, _describe(request, case, weights))
+
+    def compile(self, request: LoadRequest, progress: ProgressCallback, *, cpu_only: bool) -> Path:
+        """Write artifacts; see `tgwui_k8s.neuron.artifacts.ArtifactCompiler`."""
+        case = _examine(request)
+        TransformersNeuronx.check_can_save(case.model_type)
+        weights = find_weights(case.folder.model)
+        if not cpu_only:
+            check_cores(case.parameters, case.host)
+            take_cores(os.environ, case.parameters.tp_degree)
+        with new_artifacts(case.folder.artifacts, case.parameters, case.config) as fresh:
+            model = _build(case)
+            progress(LoadProgress("compiling", 0, weights.num_bytes))
+            if cpu_only:
+                model.compile_only()
+            else:
+                model.compile_and_load()
+            model.save(fresh)
+        return case.folder.artifacts
+
+
+# -------------------------------------------------------------------------- before anything heavy
+
+
+def _examine(request: LoadRequest) -> _Case:
+    """Read every small file and variable, decide all parameters, and check them and the memory."""
+    options = parse_options(request.options)
+    if request.device != "auto":
+        raise UnsupportedModelError(
+            f"device={request.device}: the Neuron loader runs on NeuronCores; leave it at auto"
+        )
+    folder = find_layout(request.path, options.artifacts)
+    config = read_json(folder.model / "config.json")
+    host = find_host(os.environ)
+    manifest = read_manifest(folder.artifacts)
+    parameters = decide(
+        options,
+        request,
+        config,
+        library=folder.library,
+        host=host,
+        compiled=manifest.parameters if manifest else None,
+    )
+    plan = Plan(
+        shape=ModelShape.from_config(config),
+        tp_degree=parameters.tp_degree,
+        amp=parameters.amp,
+        quantized=parameters.quantization != "none",
+    )
+    check_memory(
+        plan,
+        batch_size=parameters.batch_size,
+        n_positions=parameters.n_positions,
+        tp_degrees=allowed_tp_degrees(host.family),
+    )
+    _check_cache_limit(request, parameters, plan)
+    unusable = why_unusable(manifest, parameters, config, folder)
+    return _Case(options, folder, config, host, parameters, plan, unusable)
+
+
+def _check_cache_limit(request: LoadRequest, parameters: Parameters, plan: Plan) -> None:
+    """The cache is as large as was compiled; a limit can only be kept or not."""
+    positions = parameters.batch_size * parameters.n_positions
+    needed = positions * plan.position_bytes * parameters.tp_degree
+    if request.kv_cache_bytes is not None and needed > request.kv_cache_bytes:
+        raise NotEnoughMemoryError(
+            f"batch_size={parameters.batch_size} and n_positions={parameters.n_positions} take "
+            f"{format_byte_size(needed)} of KV cache, more than kv_cache_memory="
+            f"{format_byte_size(request.kv_cache_bytes)}"
+        )
+
+
+def _prefetch(
+    request: LoadRequest, folder: NeuronFolder, weights: WeightFiles, progress: ProgressCallback
+) -> None:
+    is_remote = request.prefetch == "auto" and network_file_system(folder.model) is not None
+    if request.prefetch == "on" or is_remote:
+        prefetch(
+            weights.files,
+            limit_bytes=available_memory(request.memory_limit_bytes).num_bytes,
+            on_bytes=lambda num_bytes: progress(
+                LoadProgress("prefetching", num_bytes, weights.num_bytes)
+            ),
+        )
+
+
+# ------------------------------------------------------------------------------------- the model
+
+
+def _build(case: _Case) -> TransformersNeuronx:
+    return TransformersNeuronx.build(
+        case.folder.model,
+        case.model_type,
+        case.parameters,
+        compile_workers=case.options.compile_workers,
+    )
+
+
+def _keep(case: _Case, model: TransformersNeuronx) -> None:
+    """Save what was compiled at the start, for the next start; a read-only volume is no fault."""
+    try:
+        TransformersNeuronx.check_can_save(case.model_type)
+        with new_artifacts(case.folder.artifacts, case.parameters, case.config) as fresh:
+            model.save(fresh)
+    except StartupError as error:
+        logger.warning("the compiled graphs are lost when this process ends: %s", error)
+
+
+def _serve(case: _Case, model: TransformersNeuronx, info: ModelInfo) -> ModelRunner | Backend:
+    if case.parameters.mode == "sample":
+        return SampleBackend(model, info)
+    return SlotRunner(
+        model,
+        info,
+        num_slots=case.parameters.batch_size,
+        n_positions=case.parameters.n_positions,
+    )
+
+
+def _describe(request: LoadRequest, case: _Case, weights: WeightFiles) -> ModelInfo:
+    parameters = case.parameters
+    capabilities = Capabilities(prompt_logprobs=False)
+    if parameters.mode == "sample":
+        full_sampling = TransformersNeuronx.samples_fully(case.model_type)
+        capabilities = sample_capabilities(full_sampling=full_sampling)
+    folders = dict.fromkeys((case.folder.model, case.folder.tokenizer))
+    eos = dict.fromkeys(token_id for folder in folders for token_id in eos_token_ids(folder))
+    versions = current_versions()
+    numerics = (str(parameters), *(f"{name} {found}" for name, found in versions.items()))
+    return ModelInfo(
+        loader=NeuronLoader.name,
+        architecture=(case.config.get("architectures") or [case.model_type])[0],
+        dtype=_DTYPES[parameters.amp],
+        device="neuron",
+        max_model_len=min(request.max_model_len or parameters.n_positions, parameters.n_positions),
+        max_prompt_len=parameters.max_prompt_len,
+        vocab_size=case.plan.shape.vocab,
+        eos_token_ids=tuple(eos),
+        num_parameters=case.plan.shape.num_parameters,
+        weight_bytes=weights.num_bytes,
+        quantization=parameters.quantization if parameters.quantization != "none" else None,
+        fingerprint=fingerprint(weights.files, case.config, numerics),
+        capabilities=capabilities,
+        details=_details(case, versions),
+    )
+
+
+def _details(case: _Case, versions: dict[str, str]) -> dict[str, Any]:
+    """Facts about cores and graphs for `/v1/internal/model/info`."""
+    parameters, plan = case.parameters, case.plan
+    used = plan.used_bytes(parameters.batch_size, parameters.n_positions)
+    return {
+        "library": parameters.library,
+        "versions": versions,
+        "mode": parameters.mode,
+        "instance": case.host.instance,
+        "neuroncores": parameters.tp_degree,
+        "neuroncores_visible": case.host.num_cores,
+        "neuroncore_memory_bytes": plan.core_bytes,
+        "neuroncore_memory_used_bytes_estimate": used,
+        "batch_size": parameters.batch_size,
+        "n_positions": parameters.n_positions,
+        "context_buckets": list(parameters.context_buckets),
+        "padded_heads": list(plan.heads),
+        "artifacts": str(case.folder.artifacts),
+    }

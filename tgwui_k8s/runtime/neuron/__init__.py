@@ -1,0 +1,1 @@
+"""Models on NeuronCores: one small adapter per library, and what runs them."""
