@@ -22,24 +22,24 @@ from tgwui_k8s.contract import (
     default_token_budget,
 )
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
+from tgwui_k8s.runtime.device_memory import free_memory
 from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
-from tgwui_k8s.runtime.limits import available_memory, cpu_quota
+from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
+from tgwui_k8s.runtime.prefetching import prefetch_weights
 from tgwui_k8s.runtime.sampler import TorchSampler
 from tgwui_k8s.runtime.transformers_config import (
     choose_device,
     choose_dtype,
-    choose_max_model_len,
     find_model_class,
+    max_model_len,
     read_config,
 )
 from tgwui_k8s.runtime.transformers_model import build_model, freeze_rope
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner, probe_layers
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import read_json
-from tgwui_k8s.storage.mounts import network_file_system
-from tgwui_k8s.storage.prefetch import prefetch
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
 
 _BLOCK_SIZE = 16
@@ -71,7 +71,7 @@ class TransformersLoader:
             torch.set_num_threads(request.num_threads or cpu_quota())
         # Reduced precision inside float32 products (TF32, bfloat16) would break exactness.
         torch.set_float32_matmul_precision("highest")
-        _prefetch(request, plan.weights, progress)
+        prefetch_weights(request, plan.weights, progress)
         total = plan.weights.num_bytes
         model = build_model(
             plan.model_class,
@@ -84,9 +84,9 @@ class TransformersLoader:
         progress(LoadProgress("loading", total, total))
         freeze_rope(model, plan.max_model_len)
         kv, layout = _make_kv_cache(model, plan, request)
-        return TransformersRunner(
-            model, kv, layout, _describe(model, plan, request), TorchSampler()
-        )
+        # On a CPU the host's own sampler is faster than torch's operators.
+        sampler = None if plan.device.type == "cpu" else TorchSampler()
+        return TransformersRunner(model, kv, layout, _describe(model, plan, request), sampler)
 
 
 def _plan(request: LoadRequest) -> _Plan:
@@ -98,14 +98,14 @@ def _plan(request: LoadRequest) -> _Plan:
     device = choose_device(request)
     dtype = choose_dtype(config, request, device)
     weights = find_weights(folder)
-    check_weights_fit(_bytes_in(dtype, weights), request, device)
+    check_weights_fit(_bytes_in(dtype, weights), free_memory(request, device))
     return _Plan(
         config=config,
         model_class=model_class,
         weights=weights,
         device=device,
         dtype=dtype,
-        max_model_len=choose_max_model_len(config, request.max_model_len),
+        max_model_len=max_model_len(config, request.max_model_len),
         num_batched_tokens=request.max_num_batched_tokens or default_token_budget(device.type),
     )
 
@@ -120,18 +120,6 @@ def _bytes_in(dtype: torch.dtype, weights: WeightFiles) -> int:
         else entry.num_bytes
         for entry in weights.tensors.values()
     )
-
-
-def _prefetch(request: LoadRequest, weights: WeightFiles, progress: ProgressCallback) -> None:
-    is_remote = request.prefetch == "auto" and network_file_system(request.path) is not None
-    if request.prefetch == "on" or is_remote:
-        limit = available_memory(request.memory_limit_bytes).num_bytes
-        total = weights.num_bytes
-
-        def report(num_bytes: int) -> None:
-            progress(LoadProgress("prefetching", num_bytes, total))
-
-        prefetch(weights.files, limit_bytes=limit, on_bytes=report)
 
 
 def _make_kv_cache(
@@ -155,7 +143,7 @@ def _make_kv_cache(
         vocab_size=text_config.vocab_size,
         element_bytes=plan.dtype.itemsize,
     )
-    budget = kv_cache_budget(request, plan.device, step.workspace_bytes)
+    budget = kv_cache_budget(request, free_memory(request, plan.device), step.workspace_bytes)
     layout = plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)
     return KVTensors(layers, groups, layout, dtype=plan.dtype, device=plan.device), layout
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tgwui_k8s.byte_size import format_byte_size
 from tgwui_k8s.contract import (
     Batch,
     KVLayout,
@@ -25,7 +24,8 @@ from tgwui_k8s.contract import (
     ScheduledSequence,
     default_token_budget,
 )
-from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
+from tgwui_k8s.errors import UnsupportedModelError
+from tgwui_k8s.runtime.context_length import choose_max_model_len
 from tgwui_k8s.runtime.kv_layout import (
     KVDemand,
     LayerGroup,
@@ -35,6 +35,7 @@ from tgwui_k8s.runtime.kv_layout import (
 )
 from tgwui_k8s.runtime.limits import available_memory, cpu_quota
 from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint, TensorReader
+from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
 from tgwui_k8s.runtime.native import (
     BLOCK_SIZE,
     NativeDecoder,
@@ -42,7 +43,8 @@ from tgwui_k8s.runtime.native import (
     NativeVector,
     why_unavailable,
 )
-from tgwui_k8s.runtime.rope import rope_tables
+from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -90,7 +92,10 @@ class NativeLoader:
         config = ModelFiles.read(request.path).config
         weights = find_weights(request.path)
         checkpoint = LlamaCheckpoint.read(config, weights.tensors)
-        max_model_len = request.max_model_len or int(config["max_position_embeddings"])
+        prefetch_weights(request, weights, progress)
+        max_model_len = choose_max_model_len(
+            config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
+        )
         groups, layout = _plan(checkpoint, request, max_model_len)
         cosines, sines = rope_tables(
             config, head_dim=checkpoint.shape.head_dim, num_positions=max_model_len
@@ -103,7 +108,9 @@ class NativeLoader:
         )
         _reserve_cache(decoder, checkpoint, groups, layout)
         _read_weights(decoder, checkpoint, TensorReader(weights.tensors), progress)
-        return NativeRunner(decoder, _describe(request, config, checkpoint, weights), layout)
+        return NativeRunner(
+            decoder, _describe(request, config, checkpoint, weights, max_model_len), layout
+        )
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:
@@ -134,29 +141,23 @@ def _plan(
         max_num_batched_tokens=_token_budget(request),
         block_size=BLOCK_SIZE,
     )
-    if request.kv_cache_bytes is not None:
-        return groups, plan_kv_cache(groups, demand, request.kv_cache_bytes)
-    available = available_memory(request.memory_limit_bytes).num_bytes
-    left = available - checkpoint.num_weight_bytes - _workspace_bytes(checkpoint, request)
-    if left < 0:
-        raise NotEnoughMemoryError(
-            f"the weights take {format_byte_size(checkpoint.num_weight_bytes)}, but only "
-            f"{format_byte_size(available)} of memory are left for them"
-        )
-    return groups, plan_kv_cache(groups, demand, left // 2)
+    free = available_memory(request.memory_limit_bytes)
+    check_weights_fit(checkpoint.num_weight_bytes, free)
+    step = StepSize(
+        num_tokens=max(_token_budget(request), request.max_num_seqs),
+        num_sequences=request.max_num_seqs,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        vocab_size=shape.vocab,
+        element_bytes=2,
+    )
+    reserved = step.workspace_bytes + checkpoint.num_weight_bytes
+    budget = kv_cache_budget(request, free, reserved)
+    return groups, plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)
 
 
 def _token_budget(request: LoadRequest) -> int:
     return request.max_num_batched_tokens or default_token_budget("cpu")
-
-
-def _workspace_bytes(checkpoint: LlamaCheckpoint, request: LoadRequest) -> int:
-    """Activations of the largest step, its logits, and the sampler's copies of them."""
-    shape = checkpoint.shape
-    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    per_token = 4 * shape.hidden + 2 * shape.hidden + 4 * qkv + 4 * qkv + 2 * shape.ffn
-    logits = 4 * shape.vocab * (request.max_num_seqs + 256)
-    return per_token * _token_budget(request) + 4 * logits
 
 
 def _reserve_cache(
@@ -226,13 +227,14 @@ def _describe(
     config: Mapping[str, Any],
     checkpoint: LlamaCheckpoint,
     weights: WeightFiles,
+    max_model_len: int,
 ) -> ModelInfo:
     return ModelInfo(
         loader=NativeLoader.name,
         architecture=config["architectures"][0],
         dtype="bfloat16",
         device="cpu",
-        max_model_len=request.max_model_len or int(config["max_position_embeddings"]),
+        max_model_len=max_model_len,
         vocab_size=checkpoint.shape.vocab,
         eos_token_ids=eos_token_ids(request.path),
         num_parameters=checkpoint.num_weight_bytes // 2,

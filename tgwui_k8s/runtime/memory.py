@@ -1,4 +1,4 @@
-"""How much memory the KV cache may take.
+"""How much memory the KV cache may take: arithmetic, no torch.
 
     limit (cgroup, device or --memory-limit)
     ├── held already: weights, libraries, other processes of the container
@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from tgwui_k8s.byte_size import format_byte_size
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.errors import NotEnoughMemoryError
-from tgwui_k8s.runtime.limits import available_memory
+from tgwui_k8s.runtime.limits import AvailableMemory
 
 _BASE_WORKSPACE = 256 << 20
 """Allocator slack, attention masks, library buffers."""
@@ -54,23 +52,23 @@ class StepSize:
         return _BASE_WORKSPACE + self.num_tokens * per_token + logits
 
 
-def check_weights_fit(num_bytes: int, request: LoadRequest, device: torch.device) -> None:
+def check_weights_fit(num_bytes: int, free: AvailableMemory) -> None:
     """Before reading them: raise `NotEnoughMemoryError` when the weights alone are too much."""
-    num_free, _ = _free_bytes(request, device)
-    if num_bytes > num_free:
+    if num_bytes > free.num_bytes:
         raise NotEnoughMemoryError(
-            f"the weights take {format_byte_size(num_bytes)}, but {format_byte_size(num_free)} are "
-            "free; raise the memory limit or take a smaller or quantized model"
+            f"the weights take {format_byte_size(num_bytes)}, but "
+            f"{format_byte_size(free.num_bytes)} are free; raise the memory limit or take a "
+            "smaller or quantized model"
         )
 
 
-def kv_cache_budget(request: LoadRequest, device: torch.device, workspace: int) -> int:
-    """Bytes for the KV cache, once the weights are loaded; may be negative.
+def kv_cache_budget(request: LoadRequest, free: AvailableMemory, num_reserved: int) -> int:
+    """Bytes for the KV cache out of what is free; may be negative.
 
+    `num_reserved` is kept for the step's workspace, and for weights that are still to be loaded.
     Raises `NotEnoughMemoryError` when the size that was asked for is not there.
     """
-    num_free, is_limited = _free_bytes(request, device)
-    num_left = num_free - workspace
+    num_left = free.num_bytes - num_reserved
     if request.kv_cache_bytes is not None:
         if request.kv_cache_bytes > num_left:
             raise NotEnoughMemoryError(
@@ -79,16 +77,4 @@ def kv_cache_budget(request: LoadRequest, device: torch.device, workspace: int) 
                 "lower --kv-cache-memory"
             )
         return request.kv_cache_bytes
-    return num_left if is_limited else num_left // 2
-
-
-def _free_bytes(request: LoadRequest, device: torch.device) -> tuple[int, bool]:
-    """Memory that can be taken on the device, and whether a limit was set for us alone."""
-    if device.type == "cpu":
-        available = available_memory(request.memory_limit_bytes)
-        return available.num_bytes, available.is_limited
-    num_free, _ = torch.cuda.mem_get_info(device)
-    num_free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if request.memory_limit_bytes is not None:
-        num_free = min(num_free, request.memory_limit_bytes - torch.cuda.memory_allocated(device))
-    return max(0, num_free), True
+    return num_left if free.is_limited else num_left // 2

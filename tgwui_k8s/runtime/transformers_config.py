@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
+from tgwui_k8s.runtime.context_length import choose_max_model_len
 from tgwui_k8s.runtime.limits import cpu_flags
 from tgwui_k8s.runtime.remote_code import load_remote_class, prepare_remote_code
 from tgwui_k8s.storage.model_files import read_json
@@ -142,36 +143,11 @@ def choose_dtype(
     return torch.bfloat16 if is_half and cpu_flags() & _FAST_BF16_FLAGS else torch.float32
 
 
-def choose_max_model_len(config: PreTrainedConfig, requested: int | None) -> int:
-    """The longest sequence: what is asked for, or the model's own limit.
-
-    RoPE that is scaled without a fixed end (linear, dynamic) may be stretched up to its factor by
-    asking for it. Raises `UnsupportedModelError` for more than the model can.
-    """
+def max_model_len(config: PreTrainedConfig, requested: int | None) -> int:
+    """The longest sequence; see `context_length`."""
     text_config = config.get_text_config()
     trained = getattr(text_config, "max_position_embeddings", None)
-    if not isinstance(trained, int) or trained <= 0:
-        if requested is None:
-            raise UnsupportedModelError(
-                f"'{config.model_type}' does not say how long its context is; set --max-model-len"
-            )
-        return requested
-    default = longest = trained
-    for rope in _rope_parameters(text_config):
-        factor = rope.get("factor") or 1.0
-        if rope.get("rope_type") == "yarn":
-            original = rope.get("original_max_position_embeddings") or trained
-            default = max(default, int(original * factor))
-        elif rope.get("rope_type") in ("linear", "dynamic"):
-            longest = max(longest, int(trained * factor))
-    longest = max(longest, default)
-    if requested is None:
-        return default
-    if requested > longest:
-        raise UnsupportedModelError(
-            f"--max-model-len {requested} is more than the model's {longest} tokens"
-        )
-    return requested
+    return choose_max_model_len(trained, _rope_parameters(text_config), requested)
 
 
 def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
