@@ -110,7 +110,7 @@ def errors_page() -> str:
 
 
 def api_page() -> str:
-    """Every route, and every field of completions and chat."""
+    """Every route, and every field of OpenAI's endpoints."""
     document = openapi_document(create_app(_unstarted_server()))
     routes = (
         (f"`{method.upper()} {path}`", (operation.get("summary") or "").split("\n")[0])
@@ -127,7 +127,7 @@ def api_page() -> str:
         "A running server shows the same at `/docs` and `/openapi.json`. The routes below `/v1` "
         "exist below `/openai/v1` too.\n\n"
         + table(("route", "what it does"), routes)
-        + "\n## Fields of completions and chat\n\n"
+        + "\n## Fields of completions, chat and responses\n\n"
         "Every field is *honoured*, *accepted* without effect because clients send it as a matter "
         "of course, or *refused* with a 400 that names it unless its value is neutral.\n\n"
         + table(("field", "endpoints", "values", "status", "meaning"), fields)

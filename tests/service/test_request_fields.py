@@ -164,7 +164,9 @@ HINTS: dict[str, dict[str, Any]] = {
 }
 """What every SDK may send; the fields that have no effect are these and no others."""
 
-WALK = [(endpoint, row) for row in field_table() for endpoint in row.endpoints]
+WALK = [
+    (endpoint, row) for row in field_table() for endpoint in row.endpoints if endpoint in PATHS
+]
 
 
 def rows(status: str) -> list[Any]:

@@ -6,7 +6,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from tgwui_k8s import __version__
-from tgwui_k8s.api import chat, completions, docs, health, internal, messages, models, tokenize
+from tgwui_k8s.api import (
+    chat,
+    completions,
+    docs,
+    health,
+    internal,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from tgwui_k8s.api.auth import Authentication, load_keys
 from tgwui_k8s.api.errors import HANDLED, handle_error
 from tgwui_k8s.api.middleware import BodyLimit, RequestMiddleware
@@ -29,7 +39,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     state.metrics.set_source(state.backend)
     app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
-    modules = (completions, chat, messages, models, tokenize, internal)
+    modules = (completions, chat, messages, responses, models, tokenize, internal)
     routers = [module.create_router(state) for module in modules]
     for router in routers:
         app.include_router(router)

@@ -15,10 +15,15 @@ from pydantic.fields import FieldInfo
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.completions import CompletionRequest
 from tgwui_k8s.api.schemas.fields import WireModel, declaration
+from tgwui_k8s.api.schemas.response_request import ResponseRequest
 
 Status = Literal["honoured", "accepted", "refused"]
 
-REQUESTS: dict[str, type[WireModel]] = {"completions": CompletionRequest, "chat": ChatRequest}
+REQUESTS: dict[str, type[WireModel]] = {
+    "completions": CompletionRequest,
+    "chat": ChatRequest,
+    "responses": ResponseRequest,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,8 @@ def _is_same(row: FieldRow, other: FieldRow) -> bool:
 def _rows(endpoint: str, model: type[WireModel], prefix: str) -> Iterator[FieldRow]:
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
-    for name, field in model.model_fields.items():
+    for field_name, field in model.model_fields.items():
+        name = field.alias or field_name
         declared = declaration(field)
         yield FieldRow(
             name=prefix + name,

@@ -17,7 +17,7 @@ def test_each_field_of_each_endpoint_has_one_row() -> None:
     assert len(named) == len(set(named))
     by_name = {row.name: row for row in rows}
     assert by_name["min_p"].endpoints == ("completions", "chat")
-    assert by_name["prompt"].endpoints == ("completions",)
+    assert by_name["suffix"].endpoints == ("completions",)
 
 
 def test_rows_say_what_the_schema_says() -> None:

@@ -123,11 +123,8 @@ class OutputFormat(WireModel):
     """What the answer's text shall be."""
 
     type: Literal["json_schema"] = honoured("Always `json_schema`.", default=...)
-    schema_: dict[str, Any] = Field(
-        ...,
-        alias="schema",
-        description="The JSON Schema the text follows.",
-        json_schema_extra={"x-status": "honoured"},
+    schema_: dict[str, Any] = honoured(
+        "The JSON Schema the text follows.", default=..., alias="schema"
     )
 
 
