@@ -73,9 +73,14 @@ class NeuronHost:
         self.folder = folder
         self._expected: list[str] = []
 
-    def env(self, **variables: str) -> dict[str, str]:
-        """Environment for a process on this host."""
-        return standin_env(self.folder, **variables)
+    def env(self, versions: Mapping[str, str] | None = None, **variables: str) -> dict[str, str]:
+        """Environment for a process on this host; `versions` as in `write_versions`."""
+        environment = standin_env(self.folder, **variables)
+        if versions:
+            folder = self.folder / "-".join(["versions", *versions.values()])
+            path = [str(write_versions(folder, versions)), environment["PYTHONPATH"]]
+            environment["PYTHONPATH"] = os.pathsep.join(path)
+        return environment
 
     def events(self, event: str | None = None, **facts: Any) -> list[dict[str, Any]]:
         """What was seen, oldest first: of one kind, and with these facts."""

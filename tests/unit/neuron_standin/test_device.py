@@ -272,6 +272,21 @@ def test_a_violation_that_nobody_expected_fails_the_test(tmp_path: Path) -> None
         assert host.accept_violation("slip") == ["a slip of the pen"]
 
 
+def test_processes_can_find_other_versions(neuron_host: NeuronHost) -> None:
+    """Of the library, the compiler, or both; the rest stays."""
+    ask = "import neuronxcc, torch_neuronx; print(neuronxcc.__version__, torch_neuronx.__version__)"
+
+    answer = subprocess.run(
+        [sys.executable, "-c", ask],
+        env=neuron_host.env({"neuronx-cc": "2.19.8089.0"}),
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+
+    assert answer.stdout.split() == ["2.19.8089.0", "2.7.0.2.9.9357"]
+
+
 def test_the_machinery_is_imported_only_where_a_test_asked_for_it() -> None:
     """Outside of the fixtures there is no transformers_neuronx."""
     with pytest.raises(ModuleNotFoundError):

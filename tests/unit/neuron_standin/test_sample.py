@@ -292,6 +292,38 @@ def test_criteria_see_the_prompt_that_was_given(model: Any, neuron: NeuronHost) 
         model.sample(IDS, 40, stopping_criteria_list=[after_three])
 
 
+def test_criteria_of_transformers_fail_for_several_rows(model: Any, pair: Any) -> None:
+    """Invariant 14: their list answers for each row, and two answers are no truth value."""
+    from transformers import StoppingCriteriaList
+    from transformers.generation.stopping_criteria import MaxTimeCriteria
+
+    late = StoppingCriteriaList([MaxTimeCriteria(0.0, initial_timestamp=1.0)])
+    assert model.sample(IDS, 40, stopping_criteria_list=late).shape == (1, 5)
+
+    zero = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="ambiguous"):
+        pair.sample(IDS.repeat(2, 1), 40, start_ids=zero, stopping_criteria_list=late)
+
+
+def test_streamers_of_transformers_lose_a_token_or_a_row(
+    llama: Path, model: Any, pair: Any
+) -> None:
+    """Invariant 13: `skip_prompt` skips the first new token, because no prompt is put."""
+    from transformers import AutoTokenizer, TextIteratorStreamer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    arguments = {"top_k": 1, "eos_token_override": NO_EOS}
+    text = model.sample(IDS, 12, **arguments)[0]
+    for skip_prompt, first in ((False, 4), (True, 5)):
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip_prompt, timeout=5)
+        model.sample(IDS, 12, streamer=streamer, **arguments)
+        assert "".join(streamer) == tokenizer.decode(text[first:])
+
+    zero = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="batch size 1"):
+        pair.sample(IDS.repeat(2, 1), 12, start_ids=zero, streamer=TextIteratorStreamer(tokenizer))
+
+
 @pytest.mark.parametrize(
     ("width", "length", "prefills", "decodes"),
     [
