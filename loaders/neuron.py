@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tgwui_k8s.byte_size import format_byte_size
 from tgwui_k8s.contract import (
     Backend,
     Capabilities,
@@ -23,22 +21,19 @@ from tgwui_k8s.contract import (
     ModelRunner,
     ProgressCallback,
 )
-from tgwui_k8s.errors import NotEnoughMemoryError, StartupError, UnsupportedModelError
-from tgwui_k8s.neuron.artifacts import new_artifacts, why_unusable
-from tgwui_k8s.neuron.instances import allowed_tp_degrees
-from tgwui_k8s.neuron.layout import NeuronFolder, find_layout
-from tgwui_k8s.neuron.manifest import current_versions, read_manifest
-from tgwui_k8s.neuron.options import OPTIONS, NeuronOptions, parse_options
-from tgwui_k8s.neuron.parameters import Parameters, check_cores, decide
-from tgwui_k8s.neuron.plan import Plan, check_memory
-from tgwui_k8s.neuron.shape import ModelShape
-from tgwui_k8s.neuron.visible_cores import Host, find_host, take_cores
+from tgwui_k8s.errors import StartupError
+from tgwui_k8s.neuron.artifacts import new_artifacts
+from tgwui_k8s.neuron.examine import Examination, examine
+from tgwui_k8s.neuron.layout import NeuronFolder
+from tgwui_k8s.neuron.manifest import current_versions
+from tgwui_k8s.neuron.options import OPTIONS
+from tgwui_k8s.neuron.parameters import check_cores
+from tgwui_k8s.neuron.visible_cores import take_cores
 from tgwui_k8s.runtime.limits import available_memory
 from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend, sample_capabilities
 from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
 from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
-from tgwui_k8s.storage.model_files import read_json
 from tgwui_k8s.storage.mounts import network_file_system
 from tgwui_k8s.storage.prefetch import prefetch
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -46,25 +41,6 @@ from tgwui_k8s.storage.weights import WeightFiles, find_weights
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What is known and decided before weights are read or a device is touched."""
-
-    options: NeuronOptions
-    folder: NeuronFolder
-    config: dict[str, Any]
-    host: Host
-    parameters: Parameters
-    plan: Plan
-    unusable: str | None
-    """Why the artifacts on disk cannot be used; None where they can."""
-
-    @property
-    def model_type(self) -> str:
-        """Hugging Face's word for the architecture."""
-        return str(self.config["model_type"])
 
 
 class NeuronLoader:
@@ -79,7 +55,7 @@ class NeuronLoader:
         Raises a `StartupError` that names the parameter and what to do, before weights are read,
         where the machine, the memory or the artifacts do not fit.
         """
-        case = _examine(request)
+        case = examine(request, os.environ)
         check_cores(case.parameters, case.host)
         if case.unusable is not None and not case.options.compile_on_start:
             raise StartupError(case.unusable)
@@ -101,7 +77,7 @@ class NeuronLoader:
 
     def compile(self, request: LoadRequest, progress: ProgressCallback, *, cpu_only: bool) -> Path:
         """Write artifacts; see `tgwui_k8s.neuron.artifacts.ArtifactCompiler`."""
-        case = _examine(request)
+        case = examine(request, os.environ)
         TransformersNeuronx.check_can_save(case.model_type)
         weights = find_weights(case.folder.model)
         if not cpu_only:
@@ -116,57 +92,6 @@ class NeuronLoader:
                 model.compile_and_load()
             model.save(fresh)
         return case.folder.artifacts
-
-
-# -------------------------------------------------------------------------- before anything heavy
-
-
-def _examine(request: LoadRequest) -> _Case:
-    """Read every small file and variable, decide all parameters, and check them and the memory."""
-    options = parse_options(request.options)
-    if request.device != "auto":
-        raise UnsupportedModelError(
-            f"device={request.device}: the Neuron loader runs on NeuronCores; leave it at auto"
-        )
-    folder = find_layout(request.path, options.artifacts)
-    config = read_json(folder.model / "config.json")
-    host = find_host(os.environ)
-    manifest = read_manifest(folder.artifacts)
-    parameters = decide(
-        options,
-        request,
-        config,
-        library=folder.library,
-        host=host,
-        compiled=manifest.parameters if manifest else None,
-    )
-    plan = Plan(
-        shape=ModelShape.from_config(config),
-        tp_degree=parameters.tp_degree,
-        amp=parameters.amp,
-        quantized=parameters.quantization != "none",
-    )
-    check_memory(
-        plan,
-        batch_size=parameters.batch_size,
-        n_positions=parameters.n_positions,
-        tp_degrees=allowed_tp_degrees(host.family),
-    )
-    _check_cache_limit(request, parameters, plan)
-    unusable = why_unusable(manifest, parameters, config, folder)
-    return _Case(options, folder, config, host, parameters, plan, unusable)
-
-
-def _check_cache_limit(request: LoadRequest, parameters: Parameters, plan: Plan) -> None:
-    """The cache is as large as was compiled; a limit can only be kept or not."""
-    positions = parameters.batch_size * parameters.n_positions
-    needed = positions * plan.position_bytes * parameters.tp_degree
-    if request.kv_cache_bytes is not None and needed > request.kv_cache_bytes:
-        raise NotEnoughMemoryError(
-            f"batch_size={parameters.batch_size} and n_positions={parameters.n_positions} take "
-            f"{format_byte_size(needed)} of KV cache, more than kv_cache_memory="
-            f"{format_byte_size(request.kv_cache_bytes)}"
-        )
 
 
 def _prefetch(
@@ -186,7 +111,7 @@ def _prefetch(
 # ------------------------------------------------------------------------------------- the model
 
 
-def _build(case: _Case) -> TransformersNeuronx:
+def _build(case: Examination) -> TransformersNeuronx:
     return TransformersNeuronx.build(
         case.folder.model,
         case.model_type,
@@ -195,7 +120,7 @@ def _build(case: _Case) -> TransformersNeuronx:
     )
 
 
-def _keep(case: _Case, model: TransformersNeuronx) -> None:
+def _keep(case: Examination, model: TransformersNeuronx) -> None:
     """Save what was compiled at the start, for the next start; a read-only volume is no fault."""
     try:
         TransformersNeuronx.check_can_save(case.model_type)
@@ -205,7 +130,7 @@ def _keep(case: _Case, model: TransformersNeuronx) -> None:
         logger.warning("the compiled graphs are lost when this process ends: %s", error)
 
 
-def _serve(case: _Case, model: TransformersNeuronx, info: ModelInfo) -> ModelRunner | Backend:
+def _serve(case: Examination, model: TransformersNeuronx, info: ModelInfo) -> ModelRunner | Backend:
     if case.parameters.mode == "sample":
         return SampleBackend(model, info)
     return SlotRunner(
@@ -216,7 +141,7 @@ def _serve(case: _Case, model: TransformersNeuronx, info: ModelInfo) -> ModelRun
     )
 
 
-def _describe(request: LoadRequest, case: _Case, weights: WeightFiles) -> ModelInfo:
+def _describe(request: LoadRequest, case: Examination, weights: WeightFiles) -> ModelInfo:
     parameters = case.parameters
     capabilities = Capabilities(prompt_logprobs=False)
     if parameters.mode == "sample":
@@ -244,7 +169,7 @@ def _describe(request: LoadRequest, case: _Case, weights: WeightFiles) -> ModelI
     )
 
 
-def _details(case: _Case, versions: dict[str, str]) -> dict[str, Any]:
+def _details(case: Examination, versions: dict[str, str]) -> dict[str, Any]:
     """Facts about cores and graphs for `/v1/internal/model/info`."""
     parameters, plan = case.parameters, case.plan
     used = plan.used_bytes(parameters.batch_size, parameters.n_positions)

@@ -8,6 +8,7 @@ from tgwui_k8s.cli.config import config
 from tgwui_k8s.cli.generate import generate
 from tgwui_k8s.cli.loaders import loaders
 from tgwui_k8s.cli.models import models
+from tgwui_k8s.cli.neuron import neuron
 from tgwui_k8s.cli.options import option_name
 from tgwui_k8s.cli.serve import serve
 from tgwui_k8s.cli.version import version
@@ -58,5 +59,5 @@ def _fail(ctx: click.Context, error: Exception, exit_code: int) -> None:
     ctx.exit(exit_code)
 
 
-for command in (serve, generate, models, loaders, config, version):
+for command in (serve, generate, models, loaders, neuron, config, version):
     main.add_command(command)

@@ -30,6 +30,9 @@ _GRAPH_FREE_KEYS = ("_name_or_path", "architectures", "transformers_version", "u
 """Keys of config.json that change no graph; so do dtypes (see amp) and ids of special tokens."""
 
 
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Parameters)}
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One set of artifacts."""
 
@@ -144,6 +147,9 @@ def compile_command(path: Path, parameters: Parameters, artifacts: Path) -> str:
         words += ["--neuron-quantization", parameters.quantization]
     if parameters.mode == "sample":
         words += ["--neuron-mode", "sample"]
+    for name in ("gqa", "attention_layout", "collectives_layout", "fuse_qkv"):
+        if (value := getattr(parameters, name)) != _DEFAULTS[name]:
+            words += ["--loader-option", f"{name}={value}"]
     words += ["--neuron-artifacts", str(artifacts)]
     return shlex.join(words)
 
