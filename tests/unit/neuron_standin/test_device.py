@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -168,10 +169,15 @@ def test_memory_is_charged_with_padded_heads_and_cache(
     assert padded["bytes"] - small["bytes"] == weights + 3 * cache
 
     neuron.restart()
-    monkeypatch.setenv("NEURON_STANDIN_CORE_BYTES", str(small["bytes"] // 8))
+    monkeypatch.setenv("NEURON_STANDIN_CORE_BYTES", str(small["bytes"] * 3 // 4))
+    first, second = make_model(llama), make_model(llama)
+    first.to_neuron()
     message = 'nrt_load_collectives status=4 message="Allocation Failure"'
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        make_model(llama, tp_degree=2).to_neuron()
+        second.to_neuron()
+    del first
+    gc.collect()
+    second.to_neuron()
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,30 @@ def test_a_slot_left_out_of_a_decode_loses_its_first_position(
 
     assert slots.texts[0] != expected[0]
     assert "slot 0 is decoded after it was left out" in neuron.accept_violation("left out")[0]
+    seen = neuron.count("violation")
     slots.prefill({0: PROMPTS[0]})
     while len(slots.texts[0]) < len(expected[0]):
         slots.decode([0])
     assert slots.texts[0] == expected[0]
+    assert neuron.count("violation") == seen
+
+
+@pytest.mark.usefixtures("neuron")
+def test_scaled_rotary_embeddings_are_llama_3s(tmp_path: Path) -> None:
+    """Frequencies are scaled as Transformers scales them."""
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 5000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    path = make_checkpoint(tmp_path, "llama", eos_token_id=511, rope_parameters=scaling)
+    expected = greedy(AutoModelForCausalLM.from_pretrained(path).eval(), PROMPTS[2])
+    model = make_model(path, n_positions=128)
+    model.to_neuron()
+
+    text = model.sample(torch.tensor([PROMPTS[2]]), len(expected), top_k=1)
+
+    assert text[0].tolist() == expected
