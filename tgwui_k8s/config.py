@@ -81,6 +81,12 @@ class ModelSettings:
     chat_template: str | None = setting(
         None, "Jinja file to use instead of the model's own chat template.", metavar="FILE"
     )
+    tool_call_parser: str = setting(
+        "auto",
+        "How the model writes tool calls; 'auto' tells from its chat template. One of: "
+        "deepseek-v3, deepseek-v3.1, functiongemma, gemma, granite, hermes, llama3-json, mistral, "
+        "mistral-named, pythonic.",
+    )
     prefetch: Literal["auto", "on", "off"] = setting(
         "auto",
         "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "

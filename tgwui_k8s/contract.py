@@ -44,6 +44,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     images: bool = False
 
 
+    """Answers can be held to a grammar; the engine says so, not the loader of a `ModelRunner`."""
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded model, as the API reports them. Sizes in bytes."""
 
@@ -312,6 +313,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
+    grammar: str = ""
+    """What every choice must match, as llguidance's grammar text; empty without a grammar."""
     """Prompt tokens looked up."""
     prefix_cache_hits: int = 0
     """Prompt tokens found."""

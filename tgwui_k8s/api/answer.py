@@ -21,6 +21,9 @@ from tgwui_k8s.errors import InvalidRequestError
 
 Result = TypeVar("Result")
 
+_GRAMMAR_WORDS = (b"json", b"guided_", b"grammar", b'"tools"', b"_budget")
+"""Bodies with one of these may have a grammar to compile."""
+
 
 def new_response_id(prefix: str) -> str:
     """An id no other response has."""
@@ -64,8 +67,9 @@ def wants_usage(request: GenerationFields) -> bool:
 async def off_the_loop_if_large(
     request: Request, work: Callable[..., Result], *args: Any
 ) -> Result:
-    """Do `work` for a request that has been read: in a thread where its body is large."""
-    if len(await request.body()) < LARGE_BODY_BYTES:
+    """Do `work` for a request that has been read: in a thread where it may take long."""
+    body = await request.body()
+    if len(body) < LARGE_BODY_BYTES and not any(word in body for word in _GRAMMAR_WORDS):
         return work(*args)
     return await run_sync(work, *args)
 

@@ -19,6 +19,7 @@ from tgwui_k8s.api.answer import (
     off_the_loop_if_large,
     wants_usage,
 )
+from tgwui_k8s.api.answer_format import answer_format
 from tgwui_k8s.api.body import read_body
 from tgwui_k8s.api.chat_message import chat_delta, chat_message
 from tgwui_k8s.api.chat_prompt import chat_prompt
@@ -26,7 +27,6 @@ from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.logprobs import chat_logprobs
-from tgwui_k8s.api.parsers.events import PlainParser
 from tgwui_k8s.api.plan import Plan
 from tgwui_k8s.api.sampling_fields import Reported
 from tgwui_k8s.api.schemas.chat import ChatRequest
@@ -91,10 +91,10 @@ def plan_chat(
     check_stream_options(request)
     settings = state.settings.server
     response_id = new_response_id(id_prefix)
+    text = chat_prompt(request, model)
+    form = answer_format(request, model, text, state.settings.model.tool_call_parser)
     # The template has written its own special tokens.
-    prompt = model.tokenizer.encode(
-        chat_prompt(request, model), add_special_tokens=False, add_bos=request.add_bos_token
-    )
+    prompt = model.tokenizer.encode(text, add_special_tokens=False, add_bos=request.add_bos_token)
     asked = Asked(
         response_id=response_id,
         param="messages",
@@ -103,6 +103,7 @@ def plan_chat(
         default_max_tokens=None,
         num_choices=request.n or 1,
         reported=Reported(logprobs=_num_logprobs(request)),
+        grammar=form.grammar,
     )
     return Plan(
         route=route,
@@ -114,7 +115,8 @@ def plan_chat(
         stop=request.stop or (),
         skip_special_tokens=request.skip_special_tokens is not False,
         resume_text_lengths=request.resume_text_lengths or (),
-        make_parser=PlainParser,
+        visible_token_ids=form.visible_token_ids,
+        make_parser=form.make_parser,
     )
 
 
@@ -158,9 +160,13 @@ class ChatWriter:
         )
 
     def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
-        """One event per chunk; the first of a choice says whose message it is."""
+        """One event per chunk that says something; the first says whose message it is."""
         return b"".join(
-            [self._envelope.frame(self._chunk_choice(generation, chunk)) for chunk in chunks]
+            [
+                self._envelope.frame(self._chunk_choice(generation, chunk))
+                for chunk in chunks
+                if self._says_something(chunk)
+            ]
         )
 
     def last_events(self, generation: Generation) -> bytes:
@@ -184,6 +190,12 @@ class ChatWriter:
         return msgspec.json.encode(
             ChatCompletion(**self._head, choices=messages, usage=generation.usage)
         )
+
+    def _says_something(self, chunk: ChoiceChunk) -> bool:
+        """False while a parser holds back all there is."""
+        if chunk.events or chunk.is_first or chunk.finish_reason is not None:
+            return True
+        return self._returns_ids or self._num_logprobs is not None
 
     def _chunk_choice(self, generation: Generation, chunk: ChoiceChunk) -> ChatChunkChoice:
         begins = chunk.is_first and not generation.is_resumed(chunk.index)

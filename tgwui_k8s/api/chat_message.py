@@ -29,7 +29,9 @@ def chat_message(events: Iterable[Event]) -> ChatMessage:
     """The message that all events of a choice make."""
     events = list(events)
     calls = [
-        MessageToolCall(id=start.id, function=FunctionCall(start.name, _arguments(start, events)))
+        MessageToolCall(
+            id=start.id, function=FunctionCall(start.name, _arguments(start.index, events))
+        )
         for start in events
         if isinstance(start, ToolCallStart)
     ]
@@ -49,7 +51,7 @@ def chat_delta(events: Iterable[Event], *, begins: bool) -> ChatDelta:
         role="assistant" if begins else UNSET,
         content=text if text or begins else UNSET,
         reasoning_content=_reasoning(events) or UNSET,
-        tool_calls=[_call_delta(event) for event in events if isinstance(event, _CALL)] or UNSET,
+        tool_calls=_call_deltas(events) or UNSET,
     )
 
 
@@ -61,16 +63,28 @@ def _reasoning(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, ReasoningEvent))
 
 
-def _arguments(start: ToolCallStart, events: list[Event]) -> str:
+def _function(start: ToolCallStart, events: list[Event]) -> FunctionCall:
+    return FunctionCall(start.name, _arguments(start.index, events))
+
+
+def _arguments(index: int, events: list[Event]) -> str:
     return "".join(
         event.delta
         for event in events
-        if isinstance(event, ToolCallArguments) and event.index == start.index
+        if isinstance(event, ToolCallArguments) and event.index == index
     )
 
 
-def _call_delta(event: ToolCallStart | ToolCallArguments) -> ToolCallDelta:
-    if isinstance(event, ToolCallStart):
-        function = FunctionDelta(name=event.name, arguments="")
-        return ToolCallDelta(index=event.index, id=event.id, type="function", function=function)
-    return ToolCallDelta(index=event.index, function=FunctionDelta(arguments=event.delta))
+def _call_deltas(events: list[Event]) -> list[ToolCallDelta]:
+    """One per call that these events begin or go on with."""
+    indices = dict.fromkeys(event.index for event in events if isinstance(event, _CALL))
+    return [_call_delta(index, events) for index in indices]
+
+
+def _call_delta(index: int, events: list[Event]) -> ToolCallDelta:
+    arguments = _arguments(index, events)
+    for event in events:
+        if isinstance(event, ToolCallStart) and event.index == index:
+            function = FunctionDelta(name=event.name, arguments=arguments)
+            return ToolCallDelta(index=index, id=event.id, type="function", function=function)
+    return ToolCallDelta(index=index, function=FunctionDelta(arguments=arguments))

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tgwui_k8s.api.answer_format import offered_tools
 from tgwui_k8s.api.chat_template import ChatTemplate
 from tgwui_k8s.api.schemas.chat import ChatRequest, Message, ToolCall
 from tgwui_k8s.api.state import ServedModel
@@ -29,6 +30,7 @@ def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
         template_kwargs["enable_thinking"] = request.enable_thinking
     return model.chat_template.render(
         template_messages(request.messages, model.chat_template),
+        tools=[tool.model_dump(exclude_none=True) for tool in offered_tools(request)] or None,
         add_generation_prompt=not continues and request.add_generation_prompt is not False,
         continue_final_message=continues,
         template_kwargs=template_kwargs,

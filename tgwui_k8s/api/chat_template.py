@@ -63,6 +63,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self.source = sources[DEFAULT]
         """The text of the template used without tools."""
+        self.text = "\n".join(sources.values())
+        """The text of all of them."""
 
     @classmethod
     def load(

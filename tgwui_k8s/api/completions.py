@@ -21,6 +21,7 @@ from tgwui_k8s.api.answer import (
 )
 from tgwui_k8s.api.body import read_body
 from tgwui_k8s.api.choice import ChoiceChunk
+from tgwui_k8s.api.constraints import constraint_of, grammar_text, require_grammars
 from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
 from tgwui_k8s.api.fill_in_middle import with_suffix
 from tgwui_k8s.api.generation import Generation
@@ -87,6 +88,7 @@ def plan_completion(request: CompletionRequest, state: ServerState, arrival: flo
             logprobs=request.logprobs if not _ranks(request) else request.logprobs or 0,
             prompt_logprobs=request.logprobs if request.echo else None,
         ),
+        grammar=_grammar(request, model),
     )
     return Plan(
         route=ROUTE,
@@ -139,6 +141,14 @@ def _check_combinations(request: CompletionRequest) -> None:
             param="best_of",
             code="invalid_value",
         )
+
+
+def _grammar(request: CompletionRequest, model: ServedModel) -> str:
+    constraint = constraint_of(request)
+    if constraint is None:
+        return ""
+    require_grammars(model, constraint.param)
+    return grammar_text([constraint.grammar])
 
 
 def _num_generated(request: CompletionRequest) -> int:

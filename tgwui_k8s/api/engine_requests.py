@@ -48,6 +48,8 @@ class Asked:
     """None: the rest of the context."""
     num_choices: int
     reported: Reported
+    grammar: str = ""
+    """What every choice must match."""
 
 
 def engine_requests(
@@ -92,6 +94,7 @@ def engine_requests(
     ]
 
 
+            grammar=asked.grammar,
 def timeout_of(request: GenerationFields, settings: ServerSettings) -> float:
     """The request's deadline in seconds from its arrival."""
     longest = settings.max_request_seconds

@@ -40,6 +40,8 @@ class Plan:
     """From the arrival."""
     stop: Sequence[str] = ()
     skip_special_tokens: bool = True
+    visible_token_ids: frozenset[int] = frozenset()
+    """Special tokens that are not skipped, because the parser must see them."""
     resume_text_lengths: Sequence[int] = ()
     """Per choice; empty: all that the resumed tokens complete has been delivered."""
     make_parser: Callable[[], Parser] | None = None
@@ -73,6 +75,7 @@ class Plan:
             request.prompt_token_ids,
             stop=stop,
             skip_special_tokens=self.skip_special_tokens,
+            visible_token_ids=self.visible_token_ids,
             min_tokens=request.params.min_tokens,
             resume_token_ids=resumed,
             resume_text_length=text_length,

@@ -69,12 +69,15 @@ class TextStream:
         *,
         stop: StopStrings | Sequence[str] = (),
         skip_special_tokens: bool = True,
+        visible_token_ids: frozenset[int] = frozenset(),
         include_stop_text: bool = False,
         min_tokens: int = 0,
         resume_token_ids: Sequence[int] = (),
         resume_text_length: int | None = None,
     ) -> None:
-        """`stop`: non-empty strings, or the automaton of them, for choices to share.
+        """`visible_token_ids`: special tokens that are never skipped.
+
+        `stop`: non-empty strings, or the automaton of them, for choices to share.
 
         `include_stop_text` keeps the stop string, or the stop token's text, at the end.
         `min_tokens`: a stop string that is complete in fewer tokens does not count.
@@ -86,7 +89,9 @@ class TextStream:
         self._stop_strings = stop if isinstance(stop, StopStrings) else StopStrings(stop)
         self._include_stop_text = include_stop_text
         self._min_tokens = min_tokens
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=skip_special_tokens, visible_token_ids=visible_token_ids
+        )
         self._detokenizer.prime(prompt_token_ids)
         self._num_tokens = 0
         self._position = 0

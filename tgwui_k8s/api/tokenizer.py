@@ -51,7 +51,7 @@ class Tokenizer:
         steps = decoder_steps(backend)
         self._uses_pieces = is_byte_level(steps) or is_concatenative(steps)
         self._pieces = TokenPieces(backend)
-        self._plain_pieces = TokenPieces(backend, skipped=self.special_token_ids)
+        self._pieces_without: dict[frozenset[int], TokenPieces] = {frozenset(): self._pieces}
 
     @classmethod
     def load(cls, folder: Path, *, tokenizer_json: bytes | None = None) -> Tokenizer:
@@ -98,12 +98,25 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.step, token_ids)) + detokenizer.flush()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh one, for one sequence of tokens."""
-        if self._uses_pieces:
-            return PieceDetokenizer(self._plain_pieces if skip_special_tokens else self._pieces)
-        skipped = self.special_token_ids if skip_special_tokens else frozenset()
-        return WindowDetokenizer(self._backend, skipped)
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its string; None where the vocabulary lacks it."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
+
+    def detokenizer(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        visible_token_ids: frozenset[int] = frozenset(),
+    ) -> Detokenizer:
+        """A fresh one, for one sequence of tokens. `visible_token_ids` are never skipped."""
+        skipped = self.special_token_ids if skip_special_tokens else frozenset[int]()
+        skipped -= visible_token_ids
+        if not self._uses_pieces:
+            return WindowDetokenizer(self._backend, skipped)
+        if skipped not in self._pieces_without:
+            self._pieces_without[skipped] = TokenPieces(self._backend, skipped=skipped)
+        return PieceDetokenizer(self._pieces_without[skipped])
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for (logprobs' `bytes`), be they part of a character."""

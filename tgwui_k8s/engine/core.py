@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 from tgwui_k8s.contract import (
@@ -23,11 +24,15 @@ from tgwui_k8s.contract import (
     TokenDelta,
     TopLogprobs,
 )
+from tgwui_k8s.engine.grammar import GrammarDesk, GrammarError, Grammars, GrammarState
 from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
 from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
 from tgwui_k8s.engine.sampler import NumpySampler
 from tgwui_k8s.engine.scheduler import Schedule, ScheduledLane, Scheduler
 from tgwui_k8s.errors import OverloadedError
+
+_IDLE_WAIT_SECONDS = 0.005
+"""For a grammar, where there is nothing else to do; messages wait as long."""
 
 
 class EngineCore:
@@ -38,8 +43,10 @@ class EngineCore:
         runner: ModelRunner,
         settings: EngineSettings,
         *,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without `grammars`, no request may have one."""
         self.runner = runner
         self.sampler: Sampler = runner.sampler or NumpySampler()
         self.scheduler = Scheduler(
@@ -52,6 +59,7 @@ class EngineCore:
         self.step_tokens = 0
         self._max_waiting_requests = settings.max_waiting_requests
         self._clock = clock
+        self._grammar_desk = None if grammars is None else GrammarDesk(grammars)
         self._requests: dict[str, Request] = {}
         self._num_arrivals = 0
         self._num_waiting_requests = 0
@@ -78,7 +86,12 @@ class EngineCore:
         self._num_waiting_requests += 1
         if added.deadline is not None:
             heapq.heappush(self._deadlines, (added.deadline, request.request_id))
-        self._start(added)
+        if not request.grammar:
+            self._start(added)
+        elif self._grammar_desk is not None:
+            self._grammar_desk.submit(request.request_id, request.grammar)
+        else:
+            self._fail_all(added, "The engine knows no grammars.", "invalid_grammar")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one choice of it, at once; unknown ids are ignored."""
@@ -94,7 +107,8 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """True when `step()` has something to do."""
-        return bool(self._deltas) or self.scheduler.has_work
+        compiles = self._grammar_desk is not None and self._grammar_desk.has_pending
+        return bool(self._deltas) or compiles or self.scheduler.has_work
 
     @property
     def stats(self) -> EngineStats:
@@ -123,6 +137,7 @@ class EngineCore:
     def step(self) -> list[RequestDeltas]:
         """Compute one batch and return what it produced; nothing when there is nothing to do."""
         self._expire()
+        self._start_compiled()
         schedule = self.scheduler.schedule()
         if schedule.entries:
             self.step_tokens = schedule.batch.num_tokens
@@ -158,6 +173,7 @@ class EngineCore:
         self._release_siblings(schedule)
         ready, indices, guidance_indices = self._drop_empty(ready, indices, guidance_indices)
         if ready:
+            self._set_masks(ready)
             rows = [sequence.sampling for sequence in ready]
             sampled = self.sampler.sample(logits, rows, indices, guidance_indices)
             for sequence, token in zip(ready, sampled, strict=True):
@@ -166,16 +182,22 @@ class EngineCore:
     def _take(self, sequence: Sequence, token: SampledToken) -> None:
         """Append a sampled token, decide whether it ends the choice, and tell."""
         if token.token_id < 0:
-            self._fail(sequence, "The model returned no valid probabilities.", "internal_error")
+            self._fail_unsampled(sequence)
             return
         self._generation_tokens += 1
         sequence.append(token.token_id)
+        if not self._fits_grammar(sequence, (token.token_id,)):
+            return
         finish_reason = self._why_finished(sequence, sequence.sampling)
+        is_stop_token = finish_reason == "stop"
+        if finish_reason is None and sequence.is_grammar_complete:
+            finish_reason = "stop"
         self._tell(
             sequence,
             token_ids=(token.token_id,),
             logprobs=() if token.logprobs is None else (token.logprobs,),
             finish_reason=finish_reason,
+            stop_token_id=token.token_id if is_stop_token else None,
         )
         if finish_reason is not None:
             self._finish(sequence, finish_reason, tell=False)
@@ -197,6 +219,62 @@ class EngineCore:
         if token_id in row.params.stop_token_ids:
             return True
         return token_id in row.eos_token_ids and not row.params.ignore_eos
+
+    # ---------------------------------------------------------------------------------- grammars
+
+    def _start_compiled(self) -> None:
+        """Queue the requests whose grammars are compiled; wait a moment where all else is idle."""
+        if self._grammar_desk is None or not self._grammar_desk.has_pending:
+            return
+        is_idle = not self._deltas and not self.scheduler.has_work
+        seconds = _IDLE_WAIT_SECONDS if is_idle else 0.0
+        for request_id, compiled in self._grammar_desk.take_compiled(seconds):
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._give_grammar(request, compiled)
+                if not request.is_finished:
+                    self._start(request)
+
+    def _give_grammar(self, request: Request, compiled: Future[GrammarState]) -> None:
+        """Let every choice start where its resumed tokens lead in the grammar."""
+        error = compiled.exception()
+        if error is not None:
+            self._fail_all(request, f"The grammar does not compile: {error}", "invalid_grammar")
+            return
+        for sequence in request.sequences:
+            sequence.grammar = compiled.result().copy()
+        resumed = request.source.resume_token_ids
+        for sequence in request.sequences if resumed else ():
+            self._fits_grammar(sequence, resumed[sequence.index])
+
+    def _fail_unsampled(self, sequence: Sequence) -> None:
+        """End a sequence for which no token could be chosen."""
+        mask = sequence.sampling.allowed_token_ids
+        if mask is not None and not mask.any():
+            message = "The grammar allows no token of the model's vocabulary here."
+            self._fail(sequence, message, "invalid_grammar")
+        else:
+            self._fail(sequence, "The model returned no valid probabilities.", "internal_error")
+
+    def _set_masks(self, ready: list[Sequence]) -> None:
+        """Tell the sampler what the grammars allow next."""
+        constrained = [sequence for sequence in ready if sequence.grammar is not None]
+        if constrained and self._grammar_desk is not None:
+            states = [sequence.grammar for sequence in constrained]
+            rows = [sequence.sampling for sequence in constrained]
+            self._grammar_desk.grammars.set_masks(states, rows)
+
+    def _fits_grammar(self, sequence: Sequence, token_ids: tuple[int, ...]) -> bool:
+        """Advance the sequence's grammar, if it has one; False where that ends the sequence."""
+        if sequence.grammar is None:
+            return True
+        try:
+            sequence.grammar.take(token_ids)
+        except GrammarError as error:
+            reason = f"The text cannot be continued to match the grammar: {error}"
+            self._fail(sequence, reason, "invalid_grammar")
+            return False
+        return True
 
     # ------------------------------------------------------------------------- life of a sequence
 
@@ -241,6 +319,8 @@ class EngineCore:
         resumed = list(sequence.to_replay) or sequence.sampling.output_token_ids
         if not resumed:
             return None
+        if sequence.is_grammar_complete:
+            return "stop"
         return self._why_finished(sequence, replace(sequence.sampling, output_token_ids=resumed))
 
     def _unblock_leader(self, request: Request) -> None:
@@ -287,6 +367,10 @@ class EngineCore:
         if sequence.status is not Status.FINISHED:
             self._tell(sequence, finish_reason="error", error=message, error_code=code)
             self._finish(sequence, "error", tell=False)
+
+    def _fail_all(self, request: Request, message: str, code: str) -> None:
+        for sequence in list(request.sequences):
+            self._fail(sequence, message, code)
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
@@ -343,13 +427,13 @@ class EngineCore:
         finish_reason: FinishReason | None,
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TopLogprobs, ...] = (),
+        stop_token_id: int | None = None,
         error: str | None = None,
         error_code: str | None = None,
     ) -> None:
         request = sequence.request
         is_first = not sequence.has_answered
         sequence.has_answered = True
-        stop_token_id = token_ids[-1] if finish_reason == "stop" and token_ids else None
         prompt_logprobs = None
         if is_first and sequence.index == 0 and request.source.params.prompt_logprobs is not None:
             prompt_logprobs = tuple(request.prompt_logprobs)

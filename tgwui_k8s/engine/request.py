@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from tgwui_k8s.contract import (
     FinishReason,
@@ -82,11 +83,18 @@ class Sequence:
     to_replay: tuple[int, ...] = ()
     """Resumed tokens whose distributions the sampler must see again."""
     num_replayed: int = 0
+    grammar: Any = None
+    """Where it stands in its grammar (`engine.grammar.GrammarState`); None without one."""
 
     @property
     def order(self) -> tuple[int, int, int]:
         """Who goes first: priority, then arrival, then choice."""
         return (self.request.priority, self.request.arrival, self.index)
+
+    @property
+    def is_grammar_complete(self) -> bool:
+        """True when its grammar allows nothing more."""
+        return self.grammar is not None and bool(self.grammar.is_complete)
 
     @property
     def num_uncomputed(self) -> int:

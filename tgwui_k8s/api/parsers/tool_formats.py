@@ -163,12 +163,6 @@ def _deepseek_body(calls: CallNumbers, mark: str) -> Body:
     return NamedBody(calls, _DEEPSEEK_HEAD, _DEEPSEEK_TAIL)
 
 
-_DEEPSEEK_MARKS = {
-    "marks": ("<｜tool▁call▁begin｜>",),
-    "silent_marks": ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-    "inner_marks": (_SEPARATOR, "<｜tool▁call▁end｜>"),
-}
-
 TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         name="mistral-named",
@@ -190,14 +184,18 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         name="deepseek-v3",
         signs=("```json\\n' + tool", "```json' + '\\n' + tool"),
-        **_DEEPSEEK_MARKS,
+        marks=("<｜tool▁call▁begin｜>",),
+        silent_marks=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        inner_marks=(_SEPARATOR, "<｜tool▁call▁end｜>"),
         make_body=_deepseek_body,
         calls_rule=_deepseek,
     ),
     ToolFormat(
         name="deepseek-v3.1",
         signs=("<｜tool▁calls▁begin｜>",),
-        **_DEEPSEEK_MARKS,
+        marks=("<｜tool▁call▁begin｜>",),
+        silent_marks=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        inner_marks=(_SEPARATOR, "<｜tool▁call▁end｜>"),
         make_body=_deepseek_body,
         calls_rule=_deepseek_v31,
     ),

@@ -11,7 +11,7 @@ from tgwui_k8s.api.schemas.generation import GenerationFields
 from tgwui_k8s.sampling import MAX_TOP_LOGPROBS
 
 _NO_PICTURES = "Only text parts are supported by the loaded model."
-_NO_TOOLS = "Tools are not supported yet."
+_OLD_TOOLS = "Use tools and tool_choice."
 _NO_CHARACTERS = "Characters and their templates belong to the web page; send messages instead."
 
 
@@ -81,6 +81,70 @@ class Message(WireModel):
     function_call: Any = refused("Use tool_calls.")
 
 
+class FunctionTool(WireModel):
+    """A function the model may call."""
+
+    name: str = honoured(
+        "Letters, digits, `_`, `-` and `.`.", default=..., pattern=r"^[a-zA-Z0-9_.-]{1,128}$"
+    )
+    description: str | None = honoured("What it does, for the model.")
+    parameters: dict[str, Any] | None = honoured("JSON schema of its arguments, an object's.")
+    strict: bool | None = honoured(
+        "Hold calls to the schema; a schema that cannot be enforced is a 400 then."
+    )
+
+
+class Tool(WireModel):
+    """Something the model may use."""
+
+    type: Literal["function", "custom"] = honoured(
+        "What it is.",
+        default=...,
+        unsupported={"custom": "Only functions can be called."},
+    )
+    function: FunctionTool = honoured("The function.", default=...)
+
+
+class ToolName(WireModel):
+    """Which function."""
+
+    name: str = honoured("Its name.", default=...)
+
+
+class NamedToolChoice(WireModel):
+    """The one tool that must be called."""
+
+    type: Literal["function"] = honoured("Always `function`.", default=...)
+    function: ToolName = honoured("The function.", default=...)
+
+
+_WORD = "a word"
+_OBJECT = "an object"
+
+
+def _choice_shape(value: Any) -> str:
+    return _OBJECT if isinstance(value, (dict, NamedToolChoice)) else _WORD
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(_WORD)]
+    | Annotated[NamedToolChoice, Tag(_OBJECT)],
+    Discriminator(_choice_shape),
+]
+
+
+class ResponseFormat(WireModel):
+    """What the answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = honoured(
+        "Any text, any JSON object, or JSON that matches `json_schema`.", default=...
+    )
+    json_schema: dict[str, Any] | None = honoured(
+        "`name`, `description`, `schema` and `strict`. The schema is enforced, strict or not; "
+        "keywords that cannot be enforced are a 400."
+    )
+
+
 class ChatRequest(GenerationFields):
     """OpenAI's fields, text-generation-webui's, and our extensions."""
 
@@ -106,6 +170,20 @@ class ChatRequest(GenerationFields):
     continue_: bool | None = honoured("text-generation-webui's `continue_final_message`.")
     chat_template_kwargs: dict[str, Any] | None = honoured("Variables for the chat template.")
     enable_thinking: bool | None = honoured("The template's variable of this name.")
+    thinking_token_budget: int | None = honoured(
+        "Most tokens of reasoning; then it is ended and the answer begins.", ge=0, le=INT32_MAX
+    )
+
+    # Tools and structure
+    tools: list[Tool] | None = honoured(
+        "Functions the model may call, if its chat template knows tools.", max_length=128
+    )
+    tool_choice: ToolChoice | None = honoured(
+        "`auto`, `none`, `required`, or the one function to call. A choice that forces a call is "
+        "enforced. Default: `auto`."
+    )
+    parallel_tool_calls: bool | None = honoured("False: at most one call. Default true.")
+    response_format: ResponseFormat | None = honoured("What the answer must be. Default: text.")
 
     # Hints
     metadata: dict[str, str] | None = accepted("Nothing is stored.")
@@ -117,14 +195,9 @@ class ChatRequest(GenerationFields):
 
     # Not there, or not yet
     store: Any = refused("Nothing is stored.", neutral=(False,))
-    tools: Any = refused(_NO_TOOLS, neutral=([],))
-    tool_choice: Any = refused(_NO_TOOLS, neutral=("none", "auto"))
-    parallel_tool_calls: Any = refused(_NO_TOOLS, neutral=(True,))
-    functions: Any = refused(_NO_TOOLS, neutral=([],))
-    function_call: Any = refused(_NO_TOOLS, neutral=("none", "auto"))
-    response_format: Any = refused(
-        "Structured output is not supported yet.", neutral=({"type": "text"},)
-    )
+    functions: Any = refused(_OLD_TOOLS, neutral=([],))
+    function_call: Any = refused(_OLD_TOOLS, neutral=("none", "auto"))
+    reasoning_budget: Any = refused("Use thinking_token_budget.", neutral=(-1,))
     modalities: Any = refused("Answers are text.", neutral=(["text"],))
     audio: Any = refused("Answers are text.")
     prediction: Any = refused("Predicted outputs are not supported.")

@@ -67,6 +67,21 @@ class GenerationFields(SamplingFields):
     ban_eos_token: bool | None = honoured("Never sample an end-of-sequence token.")
     max_tokens_second: Any = refused("There is no limit of speed.", neutral=(0,))
 
+    # Structure: at most one of these
+    guided_json: dict[str, Any] | str | None = honoured(
+        "A JSON schema the text must match. Keywords that cannot be enforced are a 400."
+    )
+    guided_regex: str | None = honoured(
+        "A regular expression the whole text must match.", min_length=1
+    )
+    guided_choice: list[Annotated[str, Field(min_length=1)]] | None = honoured(
+        "Texts of which the answer must be one.", min_length=1, max_length=1000
+    )
+    guided_grammar: str | None = honoured("A grammar in Lark or GBNF.", min_length=1)
+    grammar_string: str | None = honoured(
+        "text-generation-webui's name for `guided_grammar`; empty: none."
+    )
+
     # Prompt and text
     add_bos_token: bool | None = honoured(
         "True: exactly one beginning-of-sequence token; false: none. Default: as the model's "

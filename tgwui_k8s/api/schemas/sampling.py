@@ -222,7 +222,6 @@ class SamplingFields(SamplerFields):
         "Token ids that are never sampled, with commas between them."
     )
     negative_prompt: str | None = honoured("What `guidance_scale` leads away from.")
-    grammar_string: Any = refused("Grammars are not supported by the loaded model.", neutral=("",))
     prompt_lookup_num_tokens: Any = refused(
         "Speculative decoding cannot be asked for by request.", neutral=(0,)
     )
