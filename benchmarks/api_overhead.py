@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[100, 256], metavar="N")
     parser.add_argument("--tokens", type=int, default=200_000, help="per row of the table")
-    parser.add_argument("--speed", type=int, default=15_000, help="tokens/s the model aims at")
+    parser.add_argument("--speed", type=int, default=20_000, help="tokens/s the model aims at")
     parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
