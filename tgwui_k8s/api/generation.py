@@ -30,10 +30,14 @@ from tgwui_k8s.errors import (
     ContextLengthError,
     DeadlineExceededError,
     InternalError,
+    InvalidRequestError,
     RequestError,
 )
 from tgwui_k8s.observability.log import event
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST, RequestRecord
+
+INVALID_GRAMMAR = "invalid_grammar"
+"""The engine's code for a grammar that does not compile or leads nowhere."""
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +257,8 @@ def _engine_error(delta: TokenDelta) -> RequestError:
         return DeadlineExceededError(message)
     if delta.error_code == ContextLengthError.code:
         return ContextLengthError(message)
+    if delta.error_code == INVALID_GRAMMAR:
+        return InvalidRequestError(message, code=INVALID_GRAMMAR)
     return InternalError(message)
 
 
