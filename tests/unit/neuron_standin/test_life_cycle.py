@@ -102,12 +102,15 @@ def test_every_graph_is_one_file(
     assert all(re.fullmatch(r"[0-9a-f]{20}\.neff", name) for name in names)
 
 
-@pytest.mark.usefixtures("neuron")
-def test_continuous_batching_prefills_one_prompt_at_a_time(llama: Path, tmp_path: Path) -> None:
+def test_continuous_batching_prefills_one_prompt_at_a_time(
+    llama: Path, neuron: NeuronHost, tmp_path: Path
+) -> None:
     """Invariant 4: its context graphs are compiled for batch 1 alone."""
     shared = continuous(4, n_positions=[32, 64], context_length_estimate=[16, 32])
 
     assert len(list(compiled(llama, tmp_path / "artifacts", **shared).iterdir())) == 2 + 2
+    assert neuron.count("compile", kind="context", batch_size=1) == 2
+    assert neuron.count("compile", kind="decode", batch_size=4) == 2
 
 
 @pytest.mark.usefixtures("neuron")
