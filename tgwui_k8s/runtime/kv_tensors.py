@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Mapping
 
 import torch
@@ -35,10 +37,8 @@ class KVTensors:
             for layer in group.layers:
                 shape = layers[layer]
                 size = (blocks.num_blocks, layout.block_size, shape.num_kv_heads)
-                # Zeros, not garbage: a hidden position's value is multiplied by zero, and a NaN
-                # would survive that.
-                self.keys[layer] = torch.zeros(*size, shape.key_dim, dtype=dtype, device=device)
-                self.values[layer] = torch.zeros(*size, shape.value_dim, dtype=dtype, device=device)
+                self.keys[layer] = _zeros((*size, shape.key_dim), dtype, device)
+                self.values[layer] = _zeros((*size, shape.value_dim), dtype, device)
                 self.group_of_layer[layer] = index
 
     def write(
@@ -53,3 +53,16 @@ class KVTensors:
         keys = self.keys[layer].index_select(0, blocks).flatten(0, 1)
         values = self.values[layer].index_select(0, blocks).flatten(0, 1)
         return keys, values
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not garbage: a hidden value is multiplied by zero, and a NaN would survive that.
+
+    On the host they are pages that the kernel zeroes when they are first touched (`torch.zeros`
+    would touch them all): a cache that stays half empty takes half the memory.
+    """
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    num_bytes = math.prod(size) * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(size)
