@@ -27,11 +27,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from tgwui_k8s.config import ObservabilitySettings
 from tgwui_k8s.contract import EngineStats, LoadProgress, ModelInfo, ModelRunner
 from tgwui_k8s.engine.backend_host import BackendHost
 from tgwui_k8s.engine.channel import ChannelClosedError, EngineChannel
 from tgwui_k8s.engine.core import EngineCore
+from tgwui_k8s.engine.grammar import Grammars
 from tgwui_k8s.engine.messages import (
     AbortRequest,
     AddRequest,
@@ -49,6 +52,7 @@ from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError
 from tgwui_k8s.garbage_collection import settle_garbage_collector
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.registry import load_model
+from tgwui_k8s.storage.model_dir import tokenizer_folder
 
 HEARTBEAT_SECONDS = 1.0
 DUMP_SIGNAL = signal.SIGUSR1
@@ -145,11 +149,15 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         loaded = load_model(request, report)
         report(LoadProgress("warming_up", report.last.bytes_read, report.last.bytes_total))
         host: Host
+        info: ModelInfo | None
         if isinstance(loaded, ModelRunner):
             loaded.warm_up()
-            host = StepLoop(EngineCore(loaded, settings))
+            grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
+            host = StepLoop(EngineCore(loaded, settings, grammars=grammars))
+            info = _with_grammars(loaded.info, are_there=grammars is not None)
         else:
             host = BackendHost(loaded, settings.max_waiting_requests)
+            info = loaded.info
     except TgwuiError as error:
         raise error if isinstance(error, StartupError) else StartupError(str(error)) from error
     except MemoryError:
@@ -169,6 +177,12 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info
+
+
+def _with_grammars(info: ModelInfo, *, are_there: bool) -> ModelInfo:
+    """The loader's facts, and whether the engine around it can hold answers to grammars."""
+    capabilities = replace(info.capabilities, grammar=are_there)
+    return replace(info, capabilities=capabilities)
 
 
 class ProgressReport:
