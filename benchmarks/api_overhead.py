@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -34,6 +35,7 @@ from benchmarks.load.report import Report
 from benchmarks.load.server import Server, ServerFailedError
 
 _TOKENS_PER_STREAM = 500
+_ROOT = Path(__file__).parents[1]
 
 
 class Overhead(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +130,7 @@ def generate(url: str, endpoint: str, streams: int, num_requests: int) -> Report
         *("--concurrency", str(streams), "--num-requests", str(num_requests)),
         *("--max-tokens", str(_TOKENS_PER_STREAM), "--max-seconds", "3600"),
     ]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    finished = subprocess.run(command, stdout=subprocess.PIPE, cwd=_ROOT, check=False)
     if not finished.stdout:
         raise subprocess.CalledProcessError(finished.returncode, command)
     return msgspec.json.decode(finished.stdout, type=Report)

@@ -41,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         report = uvloop.run(measure(options))
-    except (OSError, ValueError, asyncio.TimeoutError, httptools.HttpParserError) as error:
-        print(f"serve_load: {str(error) or type(error).__name__}", file=sys.stderr)
+    except (OSError, asyncio.TimeoutError, httptools.HttpParserError) as error:
+        print(f"serve_load: {options.url}: {str(error) or type(error).__name__}", file=sys.stderr)
+        return EXIT_USAGE
+    except ValueError as error:
+        print(f"serve_load: {error}", file=sys.stderr)
         return EXIT_USAGE
     if options.json == "-":
         print(report.json().decode())

@@ -90,7 +90,7 @@ class Server:
     def _accepts(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), 5.0).close()
-        except ConnectionRefusedError:
+        except ConnectionError:
             return False
         return True
 
@@ -99,7 +99,7 @@ class Server:
         try:
             connection.request("GET", path)
             return connection.getresponse().status == 200
-        except ConnectionRefusedError:
+        except ConnectionError:
             return False
         finally:
             connection.close()

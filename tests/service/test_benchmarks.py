@@ -1,0 +1,39 @@
+"""The benchmarks that start servers run to their end, on loads too small to mean anything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import api_overhead, startup
+
+
+def test_api_overhead_measures_all_it_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every token comes, without errors, and processor time and memory belong to it."""
+    code = api_overhead.main(["--streams", "2", "--tokens", "1000", "--speed", "4000", "--json"])
+
+    (row,) = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert row["streams"] == 2
+    assert row["server"]["output_tokens"] == 1000
+    assert row["cpu_us_per_chunk"] >= row["cpu_us_per_token"] > 0
+    assert row["rss_after_mib"] > 10
+    assert row["direct_itl_ms"]["p50"] > 0
+
+
+def test_startup_passes_its_milestones_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """The port opens first and the first token comes last."""
+    code = startup.main(["--model", "fake", "--flag=--loader=fake", "--runs", "1", "--json"])
+
+    (marks,) = json.loads(capsys.readouterr().out)["fake"]
+    assert code == 0
+    assert 0 < marks["port_open"] <= marks["live"] <= marks["ready"] <= marks["first_token"]
+
+
+def test_startup_says_why_a_server_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last words of the server are what helps."""
+    code = startup.main(["--model", "no-such-model", "--runs", "1"])
+
+    assert code == 1
+    assert "no-such-model" in capsys.readouterr().err
