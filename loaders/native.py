@@ -7,7 +7,8 @@ within a second of the engine's start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,15 +92,17 @@ class NativeLoader:
         _refuse_unsuitable(request)
         config = ModelFiles.read(request.path).config
         weights = find_weights(request.path)
-        checkpoint = LlamaCheckpoint.read(config, weights.tensors)
+        with _left_to_transformers():
+            checkpoint = LlamaCheckpoint.read(config, weights.tensors)
         prefetch_weights(request, weights, progress)
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
         )
         groups, layout = _plan(checkpoint, request, max_model_len)
-        cosines, sines = rope_tables(
-            config, head_dim=checkpoint.shape.head_dim, num_positions=max_model_len
-        )
+        with _left_to_transformers():
+            cosines, sines = rope_tables(
+                config, head_dim=checkpoint.shape.head_dim, num_positions=max_model_len
+            )
         decoder = NativeDecoder(
             checkpoint.shape,
             cosines=cosines,
@@ -111,6 +114,15 @@ class NativeLoader:
         return NativeRunner(
             decoder, _describe(request, config, checkpoint, weights, max_model_len), layout
         )
+
+
+@contextmanager
+def _left_to_transformers() -> Iterator[None]:
+    """A configuration that leaves something out: Transformers knows the defaults, or says why."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise UnsupportedModelError(f"config.json is not complete: {error}") from error
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:

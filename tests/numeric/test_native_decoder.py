@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +177,16 @@ def test_what_is_not_plain_llama_is_left_to_transformers(architecture, overrides
     """Anything the kernels do not do exactly is refused by name."""
     folder = make_checkpoint(tmp_path, architecture, **overrides)
     with pytest.raises(UnsupportedModelError, match=word):
+        load(folder)
+
+
+def test_an_incomplete_configuration_is_left_to_transformers(tmp_path):
+    """A key that is missing is no crash here: Transformers has defaults, or says what is wrong."""
+    folder = make_checkpoint(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_attention_heads"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="num_attention_heads"):
         load(folder)
 
 
