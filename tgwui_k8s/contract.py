@@ -1,10 +1,12 @@
 """What a loader must provide, and the plain data that travels between scheduler and model.
 
-A loader turns a model folder into one of two things:
+A loader turns a model folder into one of three things:
 
 * a `ModelRunner`: a model that our engine steps. It computes one batch and returns logits; our
   scheduler, sampler, stop handling and prefix cache do the rest.
 * a `Backend`: an engine that batches by itself (vLLM). It takes requests and yields tokens.
+
+* an `Embedder`: a model that makes vectors of texts and generates nothing.
 
 Nothing here imports torch, and nothing here knows how a request reached the engine.
 """
@@ -30,6 +32,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What the loaded model and its loader can do; the API answers 400 for the rest."""
 
+    generation: bool = True
+    """False: the model makes vectors of texts instead."""
     logprobs: bool = True
     prompt_logprobs: bool = True
     guidance: bool = True
@@ -40,11 +44,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of `SamplingParams` that must keep their defaults."""
     adapters: bool = False
     grammar: bool = False
+    """Answers can be held to a grammar; the engine says so, not the loader of a `ModelRunner`."""
     embeddings: bool = False
     images: bool = False
 
 
-    """Answers can be held to a grammar; the engine says so, not the loader of a `ModelRunner`."""
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded model, as the API reports them. Sizes in bytes."""
 
@@ -68,6 +72,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A tokenizer in the `tokenizers` library's JSON, where the model folder holds none."""
     chat_template: str | None = None
     """A chat template's Jinja source, where the model folder holds none."""
+    embedding_sizes: tuple[int, ...] = ()
+    """Numbers a vector may have: all of them first, then what it may be cut to."""
     details: dict[str, Any] = {}
     """Loader-specific facts for `/v1/internal/model/info`; JSON types only."""
 
@@ -260,7 +266,37 @@ class ModelRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class Embedder(Protocol):
+    """A model that makes a vector of a text."""
+
+    info: ModelInfo
+    """`capabilities.embeddings` is true, and `embedding_sizes` says how long the vectors are."""
+
+    def embed(self, token_id_lists: Sequence[Sequence[int]]) -> Any:
+        """One vector per list of tokens: float32 [len(token_id_lists), embedding_sizes[0]].
+
+        A NumPy array; each row is what its tokens give alone, up to rounding.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Run what the first request would otherwise wait for."""
+        ...
+
+    def close(self) -> None:
+        """Give back device and memory. The embedder is not used afterwards."""
+        ...
+
+
 # ------------------------------------------------------------------- requests and their tokens
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to make vectors of, as token ids."""
+
+    request_id: str
+    token_id_lists: tuple[tuple[int, ...], ...]
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -277,6 +313,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """For `guidance_scale`; empty without guidance."""
     resume_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice: tokens already generated elsewhere; they count as completion tokens."""
+    grammar: str = ""
+    """What every choice must match, as llguidance's grammar text; empty without a grammar."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -313,8 +351,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
-    grammar: str = ""
-    """What every choice must match, as llguidance's grammar text; empty without a grammar."""
     """Prompt tokens looked up."""
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
@@ -434,8 +470,10 @@ class Loader(Protocol):
     options: ClassVar[dict[str, str]]
     """The keys `LoadRequest.options` may have, each with one line of help."""
 
-    def load(self, request: LoadRequest, progress: ProgressCallback) -> ModelRunner | Backend:
-        """Read the weights and return something that generates.
+    def load(
+        self, request: LoadRequest, progress: ProgressCallback
+    ) -> ModelRunner | Backend | Embedder:
+        """Read the weights and return something that generates or embeds.
 
         Raises a `StartupError` that names the file or setting and the remedy.
         """

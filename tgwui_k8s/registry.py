@@ -15,7 +15,14 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 import msgspec
 from packaging.requirements import Requirement
 
-from tgwui_k8s.contract import Backend, Loader, LoadRequest, ModelRunner, ProgressCallback
+from tgwui_k8s.contract import (
+    Backend,
+    Embedder,
+    Loader,
+    LoadRequest,
+    ModelRunner,
+    ProgressCallback,
+)
 from tgwui_k8s.errors import LoaderUnavailableError, UnsupportedModelError
 from tgwui_k8s.storage.loader_names import FASTER, LOADER_NAMES, canonical_loader_name
 
@@ -73,7 +80,9 @@ def get_loader(name: str) -> Loader:
     return loader
 
 
-def load_model(request: LoadRequest, progress: ProgressCallback) -> ModelRunner | Backend:
+def load_model(
+    request: LoadRequest, progress: ProgressCallback
+) -> ModelRunner | Backend | Embedder:
     """Load a model with the loader asked for, or a faster one where nobody asked.
 
     Raises a `StartupError` that names the file or setting and the remedy.

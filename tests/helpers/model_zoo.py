@@ -59,6 +59,7 @@ PLAIN = {"config.json": LLAMA, **SAFETENSORS}
 
 SUPPORTED = (
     Layout("Llama-2-7b-hf", "Transformers", PLAIN),
+    Layout("all-MiniLM-L6-v2", "Embeddings", {**PLAIN, "modules.json": []}),
     Layout("opt-bin", "Transformers", {"config.json": LLAMA, "pytorch_model.bin": b"\0"}),
     Layout("TheBloke_Llama-2-7B-Chat-AWQ", "AutoAWQ", quantized("awq", bits=4)),
     Layout(

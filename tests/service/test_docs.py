@@ -22,6 +22,7 @@ ROUTES = {
     "/v1/internal/decode": "post",
     "/v1/internal/token-count": "post",
     "/v1/internal/chat-prompt": "post",
+    "/v1/embeddings": "post",
     "/v1/messages": "post",
     "/v1/messages/count_tokens": "post",
     "/v1/responses": "post",

@@ -74,6 +74,18 @@ async def off_the_loop_if_large(
     return await run_sync(work, *args)
 
 
+def describe_answer(schema: type[BaseModel], answer: type[msgspec.Struct]) -> dict[str, Any]:
+    """`openapi_extra` of a route that answers with one JSON object: its body and its answer."""
+    described = describe_body(schema)
+    (answer_schema,), components = msgspec.json.schema_components(
+        (answer,), ref_template=DEFINITIONS + "{name}"
+    )
+    described["$defs"].update(components)
+    content = {"application/json": {"schema": answer_schema}}
+    described["responses"] = {"200": {"description": "The answer.", "content": content}}
+    return described
+
+
 def describe_generation(
     schema: type[BaseModel], answer: type[msgspec.Struct], chunk: Any, *, has_done: bool = True
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tgwui_k8s.api import (
     chat,
     completions,
     docs,
+    embeddings,
     health,
     internal,
     messages,
@@ -39,7 +40,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     state.metrics.set_source(state.backend)
     app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
-    modules = (completions, chat, messages, responses, models, tokenize, internal)
+    modules = (completions, chat, messages, responses, embeddings, models, tokenize, internal)
     routers = [module.create_router(state) for module in modules]
     for router in routers:
         app.include_router(router)

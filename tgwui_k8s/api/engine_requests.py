@@ -59,6 +59,11 @@ def engine_requests(
 
     Raises `InvalidRequestError` where lengths, token ids or extensions do not fit the model.
     """
+    if not model.info.capabilities.generation:
+        raise UnsupportedParameterError(
+            "The loaded model makes embeddings and generates no text: use /v1/embeddings.",
+            param="model",
+        )
     _check_num_choices(asked)
     prompts = [_usable(prompt, request, asked.param, model) for prompt in asked.prompts]
     params = sampling_params(
@@ -89,12 +94,12 @@ def engine_requests(
             # Like Transformers: without a negative prompt, guidance leads away from no context.
             negative_prompt_token_ids=tuple(negative or prompt[-1:]) if is_guided else (),
             resume_token_ids=resumed[i * n : (i + 1) * n],
+            grammar=asked.grammar,
         )
         for i, prompt in enumerate(prompts)
     ]
 
 
-            grammar=asked.grammar,
 def timeout_of(request: GenerationFields, settings: ServerSettings) -> float:
     """The request's deadline in seconds from its arrival."""
     longest = settings.max_request_seconds

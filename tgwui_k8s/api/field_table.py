@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.completions import CompletionRequest
+from tgwui_k8s.api.schemas.embeddings import EmbeddingsRequest
 from tgwui_k8s.api.schemas.fields import WireModel, declaration
 from tgwui_k8s.api.schemas.response_request import ResponseRequest
 
@@ -22,6 +23,7 @@ Status = Literal["honoured", "accepted", "refused"]
 REQUESTS: dict[str, type[WireModel]] = {
     "completions": CompletionRequest,
     "chat": ChatRequest,
+    "embeddings": EmbeddingsRequest,
     "responses": ResponseRequest,
 }
 

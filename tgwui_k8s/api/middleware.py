@@ -29,6 +29,7 @@ GENERATION_PATHS = frozenset(
     {
         "/v1/completions",
         "/v1/chat/completions",
+        "/v1/embeddings",
         "/v1/messages",
         "/v1/responses",
         "/generate",

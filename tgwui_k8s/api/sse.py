@@ -130,9 +130,9 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop as soon as the client is gone."""
         if self._keep_alive_seconds is None:
-            await _unless_gone(receive, self._send_whole(send))
+            await unless_gone(receive, self._send_whole(send))
         else:
-            await _unless_gone(receive, self._send_events(send, self._keep_alive_seconds))
+            await unless_gone(receive, self._send_events(send, self._keep_alive_seconds))
 
     async def _send_whole(self, send: Send) -> None:
         choices: dict[int, ChoiceChunk] = {}
@@ -144,9 +144,7 @@ class GenerationResponse(Response):
                     else:
                         choices[chunk.index] = chunk
             body = self._writer.whole(generation, [choices[index] for index in sorted(choices)])
-        headers = [_JSON, (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, body)
 
     async def _send_events(self, send: Send, keep_alive_seconds: float) -> None:
         stream = _EventStream(send)
@@ -213,7 +211,14 @@ class _Ticker:
         self._timer = self._loop.call_later(self._seconds - silent_seconds, self._tick)
 
 
-async def _unless_gone(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
+async def send_json(send: Send, body: bytes) -> None:
+    """A whole answer."""
+    headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
     """Run `answer`; cancel it when the client disconnects. Raises what `answer` raises."""
     answering = asyncio.ensure_future(answer)
     watching = asyncio.ensure_future(_disconnected(receive))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from tgwui_k8s.config import Settings
-from tgwui_k8s.contract import Backend, EngineHealth, LoadProgress, ModelInfo
+from tgwui_k8s.contract import Backend, EmbeddingRequest, EngineHealth, LoadProgress, ModelInfo
 from tgwui_k8s.errors import (
     DrainingError,
     EngineUnavailableError,
@@ -43,6 +43,10 @@ class EngineBackend(Backend, Protocol):
     @property
     def health(self) -> EngineHealth:
         """Whether the engine can still answer; never waits."""
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> bytes:
+        """The vectors of the texts: float32, row after row. Cancelling aborts the request."""
         ...
 
 

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from tgwui_k8s import errors
 from tgwui_k8s.contract import (
+    EmbeddingRequest,
     EngineHealth,
     EngineStats,
     GenerationRequest,
@@ -33,6 +34,8 @@ from tgwui_k8s.engine.mailbox import Mailbox
 from tgwui_k8s.engine.messages import (
     AbortRequest,
     AddRequest,
+    Embed,
+    Embedded,
     EngineSettings,
     FromEngine,
     Heartbeat,
@@ -95,6 +98,7 @@ class EngineClient:
         self._info: ModelInfo | None = None
         self._stats = EngineStats()
         self._mailboxes: dict[str, Mailbox] = {}
+        self._embeddings: dict[str, asyncio.Future[bytes]] = {}
         self._child: EngineChild | None = None
         self._load: Load | None = None
         self._loaded: asyncio.Future[ModelInfo] | None = None
@@ -150,6 +154,23 @@ class EngineClient:
             if self._mailboxes.get(request.request_id) is mailbox:
                 self._abort(request.request_id)
 
+    async def embed(self, request: EmbeddingRequest) -> bytes:
+        """The vectors of the texts: float32, row after row.
+
+        Cancelling aborts the request. Raises as `generate` does.
+        """
+        if self.phase != "ready" or self._child is None:
+            raise self._not_ready()
+        vectors: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._embeddings[request.request_id] = vectors
+        try:
+            self._child.send(Embed(request))
+            return await vectors
+        finally:
+            was_open = self._embeddings.pop(request.request_id, None) is not None
+            if was_open and self._child is not None:
+                self._child.send(AbortRequest(request.request_id))
+
     def abort_choice(self, request_id: str, index: int) -> None:
         """End one choice now (its text met a stop string); unknown ids are ignored."""
         mailbox = self._mailboxes.get(request_id)
@@ -166,6 +187,8 @@ class EngineClient:
         for request_id in tuple(self._mailboxes):
             self._mailboxes[request_id].fail(error)
             self._abort(request_id)
+        for vectors in self._embeddings.values():
+            _fail(vectors, error)
 
     def _abort(self, request_id: str) -> None:
         del self._mailboxes[request_id]
@@ -225,6 +248,9 @@ class EngineClient:
         for mailbox in self._mailboxes.values():
             mailbox.fail(error)
         self._mailboxes.clear()
+        for vectors in self._embeddings.values():
+            _fail(vectors, error)
+        self._embeddings.clear()
         self._stats = replace(
             self._stats, num_requests_running=0, num_requests_waiting=0, kv_cache_usage=0.0
         )
@@ -252,20 +278,30 @@ class EngineClient:
             self._take_step(message)
         elif isinstance(message, Heartbeat):
             if self._watchdog is not None:
-                has_work = message.has_work or bool(self._mailboxes)
+                has_work = message.has_work or bool(self._mailboxes or self._embeddings)
                 self._watchdog.hear(
                     message.num_steps, has_work=has_work, step_tokens=message.step_tokens
                 )
         elif isinstance(message, Rejected):
-            mailbox = self._mailboxes.pop(message.request_id, None)
-            if mailbox is not None:
-                mailbox.fail(OverloadedError(message.message))
+            self._reject(message.request_id, OverloadedError(message.message))
+        elif isinstance(message, Embedded):
+            vectors = self._embeddings.pop(message.request_id, None)
+            if vectors is not None and not vectors.done():
+                vectors.set_result(message.vectors)
         elif isinstance(message, Progress):
             self.on_progress(message.progress)
         elif isinstance(message, LoadFailed):
             self._end_loading(_startup_error(message))
         else:
             self._become_ready(message)
+
+    def _reject(self, request_id: str, error: RequestError) -> None:
+        mailbox = self._mailboxes.pop(request_id, None)
+        if mailbox is not None:
+            mailbox.fail(error)
+        vectors = self._embeddings.pop(request_id, None)
+        if vectors is not None:
+            _fail(vectors, error)
 
     def _become_ready(self, loaded: Loaded) -> None:
         self._info, self._stats = loaded.info, loaded.stats
@@ -362,6 +398,11 @@ def _startup_error(message: LoadFailed) -> StartupError:
     if isinstance(kind, type) and issubclass(kind, StartupError):
         return kind(message.message)
     return StartupError(message.message)
+
+
+def _fail(vectors: asyncio.Future[bytes], error: RequestError) -> None:
+    if not vectors.done():
+        vectors.set_exception(error)
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from tgwui_k8s.contract import (
+    EmbeddingRequest,
     EngineStats,
     GenerationRequest,
     LoadProgress,
@@ -48,6 +49,12 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     request: GenerationRequest
 
 
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Make vectors of these texts; answered by `Embedded`."""
+
+    request: EmbeddingRequest
+
+
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     """Forget this request, or one choice of it; nothing more is sent about it."""
 
@@ -59,7 +66,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Exit now; requests still running are dropped."""
 
 
-ToEngine = Load | AddRequest | AbortRequest | Shutdown
+ToEngine = Load | AddRequest | Embed | AbortRequest | Shutdown
 
 
 # -- engine process → API process --------------------------------------------------------------
@@ -102,6 +109,13 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """The vectors of a request's texts: float32 of the machine's own byte order, row after row."""
+
+    request_id: str
+    vectors: bytes
+
+
 class Rejected(msgspec.Struct, frozen=True, tag=True):
     """The request was not taken: the waiting queue is full."""
 
@@ -122,4 +136,4 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     step_tokens: int
 
 
-FromEngine = Progress | Loaded | LoadFailed | StepOutput | Rejected | Heartbeat
+FromEngine = Progress | Loaded | LoadFailed | StepOutput | Embedded | Rejected | Heartbeat

@@ -30,10 +30,11 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from tgwui_k8s.config import ObservabilitySettings
-from tgwui_k8s.contract import EngineStats, LoadProgress, ModelInfo, ModelRunner
+from tgwui_k8s.contract import Embedder, EngineStats, LoadProgress, ModelInfo, ModelRunner
 from tgwui_k8s.engine.backend_host import BackendHost
 from tgwui_k8s.engine.channel import ChannelClosedError, EngineChannel
 from tgwui_k8s.engine.core import EngineCore
+from tgwui_k8s.engine.embedding_loop import EmbeddingLoop
 from tgwui_k8s.engine.grammar import Grammars
 from tgwui_k8s.engine.messages import (
     AbortRequest,
@@ -155,6 +156,9 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
             grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
             host = StepLoop(EngineCore(loaded, settings, grammars=grammars))
             info = _with_grammars(loaded.info, are_there=grammars is not None)
+        elif isinstance(loaded, Embedder):
+            loaded.warm_up()
+            host, info = EmbeddingLoop(loaded, settings), loaded.info
         else:
             host = BackendHost(loaded, settings.max_waiting_requests)
             info = loaded.info
@@ -173,7 +177,6 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
             f"loader '{request.loader}' failed: {type(error).__name__}: {reason}"
         ) from error
     settle_garbage_collector()
-    info = loaded.info
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info

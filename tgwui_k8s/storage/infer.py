@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
-from tgwui_k8s.storage.loader_names import AWQ, GPTQ, LLAMA_CPP, NEURON, TRANSFORMERS, VLLM
+from tgwui_k8s.storage.loader_names import (
+    AWQ,
+    EMBEDDINGS,
+    GPTQ,
+    LLAMA_CPP,
+    NEURON,
+    TRANSFORMERS,
+    VLLM,
+)
 from tgwui_k8s.storage.model_files import ModelFiles
 
 GGUF_PATTERN = r"(?!mmproj).*\.gguf"
@@ -211,6 +219,7 @@ RULES: tuple[Rule, ...] = (
         None,
         f"the nearest is {TRANSFORMERS} with safetensors of the model",
     ),
+    Rule("it has sentence-transformers' modules.json", _has(r"modules\.json"), EMBEDDINGS),
     Rule("its name ends in -neuron", _named(r"-neuron$"), NEURON),
     Rule("its name says awq", _word("awq"), AWQ),
     Rule("its name says gptq", _word("gptq"), GPTQ),
