@@ -57,31 +57,38 @@ def open_checkpoint(
     `on_bytes` is called with the number of bytes read so far, from one thread at a time.
     Raises `BrokenModelError` for files that cannot be read.
     """
-    counter = _ByteCounter(on_bytes)
-    if weights.format == "bin":
-        yield {
-            name: _LoadedTensor(tensor, counter)
-            for file in weights.files
-            for name, tensor in _load_pickle(file).items()
-        }
-        return
+    readings = _Readings(on_bytes)
     descriptors: dict[Path, int] = {}
     try:
-        for file in weights.files:
-            descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        yield {
-            name: _FileTensor(entry, descriptors[entry.file], counter)
-            for name, entry in weights.tensors.items()
-        }
-    except OSError as error:
-        raise BrokenModelError(f"cannot read the weights: {error}") from error
+        if weights.format == "bin":
+            yield {
+                name: _LoadedTensor(tensor, readings)
+                for file in weights.files
+                for name, tensor in _load_pickle(file).items()
+            }
+        else:
+            for file in weights.files:
+                descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            yield {
+                name: _FileTensor(entry, descriptors[entry.file], readings)
+                for name, entry in weights.tensors.items()
+            }
+    except Exception as error:
+        # Transformers turns an error of a tensor into a report of its own; the cause matters.
+        cause = readings.failure or error
+        if isinstance(cause, OSError):
+            raise BrokenModelError(f"cannot read the weights: {cause}") from error
+        raise cause from None if cause is error else error
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
 
 
-class _ByteCounter:
+class _Readings:
+    """How much was read, and what went wrong first."""
+
     def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self.failure: Exception | None = None
         self._on_bytes = on_bytes
         self._num_bytes = 0
         self._lock = threading.Lock()
@@ -91,17 +98,29 @@ class _ByteCounter:
             self._num_bytes += num_bytes
             self._on_bytes(self._num_bytes)
 
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note the error of whoever reads in this context."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+
 
 class _FileTensor:
     """A tensor of a safetensors file."""
 
-    def __init__(self, entry: TensorEntry, descriptor: int, counter: _ByteCounter) -> None:
+    def __init__(self, entry: TensorEntry, descriptor: int, readings: _Readings) -> None:
         self._entry = entry
         self._descriptor = descriptor
-        self._counter = counter
+        self._readings = readings
 
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
-        entry = self._entry
+        with self._readings.watch():
+            return self._read(self._entry)
+
+    def _read(self, entry: TensorEntry) -> torch.Tensor:
         dtype = _TORCH_DTYPES.get(entry.dtype)
         if dtype is None:
             raise UnsupportedModelError(
@@ -117,19 +136,19 @@ class _FileTensor:
             if num_bytes == 0:
                 raise BrokenModelError(f"{entry.file} became shorter while it was read")
             position += num_bytes
-            self._counter.add(num_bytes)
+            self._readings.add(num_bytes)
         return tensor.view(dtype).view(entry.shape)
 
 
 class _LoadedTensor:
     """A tensor of a pickled checkpoint, mapped; copied so that the mapping can go."""
 
-    def __init__(self, tensor: torch.Tensor, counter: _ByteCounter) -> None:
+    def __init__(self, tensor: torch.Tensor, readings: _Readings) -> None:
         self._tensor = tensor
-        self._counter = counter
+        self._readings = readings
 
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
-        self._counter.add(self._tensor.nbytes)
+        self._readings.add(self._tensor.nbytes)
         return self._tensor.clone()
 
 
