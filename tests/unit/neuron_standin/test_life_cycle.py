@@ -180,6 +180,42 @@ def test_every_parameter_is_part_of_the_names(llama: Path, tmp_path: Path, chang
         model.to_neuron()
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ({"context_length_estimate": [16, 32]}, {"context_length_estimate": [16]}),
+        ({"n_positions": [32, 64]}, {"n_positions": [64], "context_length_estimate": [16, 32]}),
+        ({"batch_size": [1, 2]}, {"batch_size": 1}),
+    ],
+)
+@pytest.mark.usefixtures("neuron")
+def test_fewer_graphs_miss_as_well(
+    llama: Path, tmp_path: Path, wide: dict[str, Any], narrow: dict[str, Any]
+) -> None:
+    """Invariant 5: also where every graph that is needed was compiled, among others."""
+    compiled(llama, tmp_path / "artifacts", **wide)
+
+    with pytest.raises(FileNotFoundError, match="matching NEFF"):
+        make_loaded(llama, tmp_path / "artifacts", **narrow)
+
+
+@pytest.mark.parametrize("changed", [{"amp": "bf16"}, {"tp_degree": 1}])
+@pytest.mark.usefixtures("neuron")
+def test_older_classes_are_named_by_their_parameters_too(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Invariant 5: for a class whose configuration is Transformers' own."""
+    path = make_checkpoint(tmp_path / "model", "gpt2", num_hidden_layers=1)
+    model = make_model(path, "gpt2")
+    model.cpu_compile()
+    model.save(tmp_path / "artifacts")
+    other = make_model(path, "gpt2", **changed)
+    other.load(tmp_path / "artifacts")
+
+    with pytest.raises(FileNotFoundError, match="matching NEFF"):
+        other.to_neuron()
+
+
 @pytest.mark.usefixtures("neuron")
 def test_weights_are_no_part_of_the_names(llama: Path, tmp_path: Path) -> None:
     """Invariant 5: a fine-tune shares the artifacts, another shape does not."""
