@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from loaders.hf_transformers import TransformersLoader
 from tests.helpers.paged_driver import PagedDriver, to_numpy
@@ -39,6 +41,10 @@ from tgwui_k8s.runtime import transformers_config
 
 PROMPT = random_tokens(40, seed=1)
 ROPE = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 4.0}
+BY_LAYER_TYPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": ROPE,
+}
 LONGROPE = {
     "rope_theta": 10000.0,
     "rope_type": "longrope",
@@ -222,13 +228,17 @@ def test_warming_up_leaves_no_trace(llama: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "rope", "lengths"),
-    [("llama", ROPE, (256, 300, 1024)), ("phi3", LONGROPE, (64, 256))],
+    [
+        ("llama", ROPE, (256, 300, 1024)),
+        ("phi3", LONGROPE, (64, 256)),
+        ("gemma3_text", BY_LAYER_TYPE, (256, 1024)),
+    ],
 )
 def test_scaled_rope_does_not_follow_the_longest_sequence(
     tmp_path: Path, architecture: str, rope: dict[str, Any], lengths: tuple[int, ...]
 ) -> None:
     """A long sequence in the batch changes nobody's logits, and chunks fit their cache."""
-    fields = {} if architecture == "llama" else {"original_max_position_embeddings": 64}
+    fields = {"original_max_position_embeddings": 64} if architecture == "phi3" else {}
     folder = make_checkpoint(tmp_path, architecture, rope_parameters=rope, **fields)
     for max_model_len in lengths:
         runner = load_runner(folder, max_model_len=max_model_len)
@@ -346,6 +356,46 @@ def test_models_without_our_attention_are_refused(tmp_path: Path, architecture: 
     folder = make_checkpoint(tmp_path, architecture)
     with pytest.raises(UnsupportedModelError, match=r"llama\.cpp"):
         load_runner(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("diffllama", "more than once"),
+        ("doge", "attention_mask"),
+        ("nemotron", "hand down"),
+        ("phimoe", "how far each looks back"),
+    ],
+)
+def test_what_a_model_asks_of_its_attention_is_never_ignored(
+    tmp_path: Path, architecture: str, reason: str
+) -> None:
+    """Masks of its own, windows it does not tell, layers that run twice."""
+    folder = make_checkpoint(tmp_path, architecture)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        load_runner(folder)
+
+
+def test_a_tokenizer_in_another_form_is_converted(tmp_path: Path) -> None:
+    """A folder with only a SentencePiece model gives the API process a tokenizer.json."""
+    folder = make_checkpoint(tmp_path, "llama")
+    (folder / "tokenizer.json").unlink()
+    words = [f"word{number} is number {number * 37}" for number in range(400)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=200,
+        model_type="bpe",
+        byte_fallback=False,
+        minloglevel=9,
+    )
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    tokenizer_json = load_runner(folder).info.tokenizer_json
+    assert tokenizer_json is not None
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    text = "word12 is number 444"
+    assert tokenizer.encode(text, add_special_tokens=False).ids == reference.encode(text)
 
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:

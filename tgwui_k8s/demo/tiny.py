@@ -91,12 +91,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 8,
         "v_head_dim": 16,
     },
-    # Refused by the Transformers loader: attention of their own, or no attention at all.
+    # Refused by the Transformers loader: attention of their own, or used in a way of their own.
     "bloom": {},
     "falcon": {"new_decoder_architecture": False, "alibi": True},
     "mpt": {},
     "gptj": {"rotary_dim": 16},
     "llama4_text": {**_GROUPED, "intermediate_size_mlp": 128, "num_local_experts": 2},
+    "diffllama": _GROUPED,
+    "doge": _GROUPED,
+    "nemotron": _GROUPED,
+    "phimoe": {**_GROUPED, "sliding_window": 24, "num_local_experts": 2},
 }
 """Hugging Face's `model_type` to what its tiny configuration has beside the common fields."""
 

@@ -78,7 +78,9 @@ def open_checkpoint(
         cause = readings.failure or error
         if isinstance(cause, OSError):
             raise BrokenModelError(f"cannot read the weights: {cause}") from error
-        raise cause from None if cause is error else error
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
