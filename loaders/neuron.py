@@ -21,7 +21,7 @@ from tgwui_k8s.contract import (
     ModelRunner,
     ProgressCallback,
 )
-from tgwui_k8s.errors import StartupError
+from tgwui_k8s.errors import StartupError, UnsupportedModelError
 from tgwui_k8s.neuron.artifacts import new_artifacts
 from tgwui_k8s.neuron.examine import Examination, examine
 from tgwui_k8s.neuron.layout import NeuronFolder
@@ -30,6 +30,7 @@ from tgwui_k8s.neuron.options import OPTIONS
 from tgwui_k8s.neuron.parameters import check_cores
 from tgwui_k8s.neuron.visible_cores import take_cores
 from tgwui_k8s.runtime.limits import available_memory
+from tgwui_k8s.runtime.neuron.optimum_neuron import OptimumNeuron
 from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend, sample_capabilities
 from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
 from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
@@ -57,13 +58,18 @@ class NeuronLoader:
         """
         case = examine(request, os.environ)
         check_cores(case.parameters, case.host)
-        if case.unusable is not None and not case.options.compile_on_start:
+        if case.unusable is not None and (case.export or not case.options.compile_on_start):
             raise StartupError(case.unusable)
-        weights = find_weights(case.folder.model)
+        weights = _find_weights(case)
         _prefetch(request, case.folder, weights, progress)
         take_cores(os.environ, case.parameters.tp_degree)
-        model = _build(case)
         total = weights.num_bytes
+        if case.export is not None:
+            progress(LoadProgress("loading", 0, total))
+            exported = OptimumNeuron.load(case.folder.path)
+            progress(LoadProgress("loading", total, total))
+            return SampleBackend(exported, _describe(request, case, weights, exported.lacking))
+        model = _build(case)
         if case.unusable is None:
             progress(LoadProgress("loading", 0, total))
             model.load(case.folder.artifacts)
@@ -73,11 +79,15 @@ class NeuronLoader:
             model.compile_and_load()
             _keep(case, model)
         progress(LoadProgress("loading", total, total))
-        return _serve(case, model, _describe(request, case, weights))
+        return _serve(case, model, _describe(request, case, weights, model.lacking))
 
     def compile(self, request: LoadRequest, progress: ProgressCallback, *, cpu_only: bool) -> Path:
         """Write artifacts; see `tgwui_k8s.neuron.artifacts.ArtifactCompiler`."""
         case = examine(request, os.environ)
+        if case.export is not None:
+            raise UnsupportedModelError(
+                "optimum-neuron compiles its exports itself: optimum-cli export neuron"
+            )
         TransformersNeuronx.check_can_save(case.model_type)
         weights = find_weights(case.folder.model)
         if not cpu_only:
@@ -92,6 +102,12 @@ class NeuronLoader:
                 model.compile_and_load()
             model.save(fresh)
         return case.folder.artifacts
+
+
+def _find_weights(case: Examination) -> WeightFiles:
+    if case.export is None:
+        return find_weights(case.folder.model)
+    return WeightFiles("safetensors", case.export.weights, {}, case.export.num_bytes)
 
 
 def _prefetch(
@@ -141,12 +157,13 @@ def _serve(case: Examination, model: TransformersNeuronx, info: ModelInfo) -> Mo
     )
 
 
-def _describe(request: LoadRequest, case: Examination, weights: WeightFiles) -> ModelInfo:
+def _describe(
+    request: LoadRequest, case: Examination, weights: WeightFiles, lacking: tuple[str, ...]
+) -> ModelInfo:
     parameters = case.parameters
     capabilities = Capabilities(prompt_logprobs=False)
     if parameters.mode == "sample":
-        full_sampling = TransformersNeuronx.samples_fully(case.model_type)
-        capabilities = sample_capabilities(full_sampling=full_sampling)
+        capabilities = sample_capabilities(lacking)
     folders = dict.fromkeys((case.folder.model, case.folder.tokenizer))
     eos = dict.fromkeys(token_id for folder in folders for token_id in eos_token_ids(folder))
     versions = current_versions()

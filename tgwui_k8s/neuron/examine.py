@@ -12,8 +12,14 @@ from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.neuron.artifacts import why_unusable
 from tgwui_k8s.neuron.instances import allowed_tp_degrees
-from tgwui_k8s.neuron.layout import NeuronFolder, find_layout
+from tgwui_k8s.neuron.layout import (
+    OPTIMUM_NEURON,
+    TRANSFORMERS_NEURONX,
+    NeuronFolder,
+    find_layout,
+)
 from tgwui_k8s.neuron.manifest import read_manifest
+from tgwui_k8s.neuron.optimum_export import Export, read_export, why_export_unusable
 from tgwui_k8s.neuron.options import NeuronOptions, parse_options
 from tgwui_k8s.neuron.parameters import Parameters, decide
 from tgwui_k8s.neuron.plan import Plan, check_memory
@@ -34,6 +40,8 @@ class Examination:
     host: Host
     parameters: Parameters
     plan: Plan
+    export: Export | None
+    """optimum-neuron's, where it is to run the model."""
     unusable: str | None
     """Why the artifacts on disk cannot be used; None where they can."""
 
@@ -57,15 +65,20 @@ def examine(request: LoadRequest, environ: Mapping[str, str], root: Path = _ROOT
     folder = find_layout(request.path, options.artifacts)
     config = read_json(folder.model / "config.json")
     host = find_host(environ, root)
-    manifest = read_manifest(folder.artifacts)
-    parameters = decide(
-        options,
-        request,
-        config,
-        library=folder.library,
-        host=host,
-        compiled=manifest.parameters if manifest else None,
-    )
+    manifest = export = None
+    if _is_export(options, folder):
+        export = read_export(folder.path)
+        parameters = export.parameters
+    else:
+        manifest = read_manifest(folder.artifacts)
+        parameters = decide(
+            options,
+            request,
+            config,
+            library=TRANSFORMERS_NEURONX,
+            host=host,
+            compiled=manifest.parameters if manifest else None,
+        )
     plan = Plan(
         shape=ModelShape.from_config(config),
         tp_degree=parameters.tp_degree,
@@ -79,8 +92,17 @@ def examine(request: LoadRequest, environ: Mapping[str, str], root: Path = _ROOT
         tp_degrees=allowed_tp_degrees(host.family),
     )
     _check_cache_limit(request, parameters, plan)
-    unusable = why_unusable(manifest, parameters, config, folder)
-    return Examination(options, folder, config, host, parameters, plan, unusable)
+    if export is None:
+        unusable = why_unusable(manifest, parameters, config, folder)
+    else:
+        unusable = why_export_unusable(export, options, folder)
+    return Examination(options, folder, config, host, parameters, plan, export, unusable)
+
+
+def _is_export(options: NeuronOptions, folder: NeuronFolder) -> bool:
+    if options.library in (None, "auto"):
+        return folder.library == OPTIMUM_NEURON
+    return options.library == OPTIMUM_NEURON
 
 
 def _check_cache_limit(request: LoadRequest, parameters: Parameters, plan: Plan) -> None:

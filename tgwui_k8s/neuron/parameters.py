@@ -168,10 +168,17 @@ def _same(name: str, value: Any, other_name: str, other: Any) -> Any:
 
 def _check(parameters: Parameters, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
-    if kind not in CONTINUOUS_TYPES | SAMPLE_TYPES and parameters.library != "optimum-neuron":
+    if kind not in CONTINUOUS_TYPES | SAMPLE_TYPES:
         known = ", ".join(sorted(CONTINUOUS_TYPES | SAMPLE_TYPES))
         raise UnsupportedModelError(
             f"transformers-neuronx runs {known}; this model's type is '{str(kind)[:100]}'"
+        )
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    head_dim = config.get("head_dim")
+    if head_dim and hidden and heads and head_dim * heads != hidden:
+        raise UnsupportedModelError(
+            "transformers-neuronx computes heads of hidden_size / num_attention_heads; this "
+            f"model's config.json says head_dim {head_dim}"
         )
     if parameters.mode == "continuous" and kind not in CONTINUOUS_TYPES:
         raise UnsupportedModelError(

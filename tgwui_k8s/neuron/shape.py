@@ -2,7 +2,7 @@
 
 transformers-neuronx pads query heads up to a multiple of the tensor-parallel degree, and copies
 key-value heads until there is one per core. Both cost memory, and copied heads cost it for every
-position of the KV cache. Its head size is always hidden size over heads.
+position of the KV cache.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ModelShape:
     hidden: int
     heads: int
     kv_heads: int
+    head_dim: int
     intermediate: int
     vocab: int
     mlp_matrices: int = 3
@@ -45,12 +46,6 @@ class ModelShape:
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read a `config.json`. Raises `UnsupportedModelError` that names what is missing."""
         sizes = {field: _size(config, names) for field, names in _NAMES.items()}
-        head_dim = config.get("head_dim")
-        if head_dim is not None and head_dim * sizes["heads"] != sizes["hidden"]:
-            raise UnsupportedModelError(
-                f"transformers-neuronx computes heads of hidden_size / num_attention_heads; this "
-                f"model's config.json says head_dim {head_dim}"
-            )
         intermediate = next(
             (
                 config[name]
@@ -61,16 +56,12 @@ class ModelShape:
         )
         return cls(
             **sizes,
+            head_dim=config.get("head_dim") or sizes["hidden"] // sizes["heads"],
             kv_heads=config.get("num_key_value_heads") or sizes["heads"],
             intermediate=intermediate,
             mlp_matrices=2 if config.get("model_type") in _UNGATED else 3,
             experts=config.get("num_local_experts") or 1,
         )
-
-    @property
-    def head_dim(self) -> int:
-        """Numbers per head."""
-        return self.hidden // self.heads
 
     @property
     def num_parameters(self) -> int:
@@ -127,6 +118,7 @@ def _llama(
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
+        head_dim=hidden // heads,
         intermediate=intermediate,
         vocab=vocab,
     )

@@ -39,7 +39,13 @@ PADDED = [
 
 def shape_of(heads: int, kv_heads: int) -> ModelShape:
     return ModelShape(
-        layers=2, hidden=64 * heads, heads=heads, kv_heads=kv_heads, intermediate=64, vocab=64
+        layers=2,
+        hidden=64 * heads,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=64,
+        intermediate=64,
+        vocab=64,
     )
 
 

@@ -36,18 +36,16 @@ _NEVER_HONOURED = (
     *("repetition_penalty", "encoder_repetition_penalty", "dry_multiplier", "logit_bias"),
     *("banned_token_ids", "guidance_scale"),
 )
-_NEEDS_FULL_SAMPLING = ("temperature", "top_p", "no_repeat_ngram_size", "stop_token_ids")
 
 
-def sample_capabilities(*, full_sampling: bool) -> Capabilities:
+def sample_capabilities(lacking: tuple[str, ...]) -> Capabilities:
     """What a library's loop can do; the API refuses the rest."""
-    narrower = () if full_sampling else _NEEDS_FULL_SAMPLING
     return Capabilities(
         logprobs=False,
         prompt_logprobs=False,
         guidance=False,
         resume=False,
-        unsupported_params=(*_NEVER_HONOURED, *narrower),
+        unsupported_params=(*_NEVER_HONOURED, *lacking),
     )
 
 
@@ -163,7 +161,7 @@ class SampleBackend:
         self, job: _Job, index: int, params: SamplingParams
     ) -> AsyncIterator[TokenDelta]:
         """The deltas of one choice; the last one has its reason."""
-        ends = frozenset(job.call.end_token_ids if self._model.full_sampling else ())
+        ends = frozenset(job.call.end_token_ids if self._model.ends_at_tokens else ())
         num_tokens = 0
         while isinstance(item := await job.news.get(), int):
             num_tokens += 1

@@ -60,8 +60,15 @@ class SampleCall:
 class SamplingModel(Protocol):
     """A model with a sampling loop of its own. One call at a time."""
 
-    full_sampling: bool
-    """False: it honours `top_k` and the length alone, and never ends at an end token."""
+    @property
+    def ends_at_tokens(self) -> bool:
+        """False: end tokens mean nothing to it, and it runs to the full length."""
+        ...
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Fields of `SamplingParams` it does not honour, beside those that no loop does."""
+        ...
 
     def sample(self, call: SampleCall, on_token: Callable[[int], None]) -> None:
         """Generate; returns when the text has ended or `call.cancelled` is set."""

@@ -33,6 +33,7 @@ _CLASSES: dict[str, str] = {
 }
 _FULL_SAMPLING = frozenset({"llama", "code_llama", "mistral", "mixtral"})
 """Types whose sample() takes more than top_k, and ends at end tokens."""
+_LACKING = ("temperature", "top_p", "no_repeat_ngram_size", "stop_token_ids")
 _UNSAVED = frozenset({"gptj", "gpt_neox"})
 """Types without save() and load(), and without context buckets."""
 
@@ -45,7 +46,8 @@ class TransformersNeuronx:
 
     def __init__(self, model: Any, model_type: str, parameters: Parameters) -> None:
         """Use `build`."""
-        self.full_sampling = self.samples_fully(model_type)
+        self.ends_at_tokens = model_type in _FULL_SAMPLING
+        self.lacking = () if self.ends_at_tokens else _LACKING
         self._model = model
         self._n_positions = parameters.n_positions
 
@@ -72,11 +74,6 @@ class TransformersNeuronx:
                 settings["neuron_config"] = _neuron_config(library, parameters, compile_workers)
             model_class = getattr(library, _CLASSES[model_type])
             return cls(model_class.from_pretrained(str(folder), **settings), model_type, parameters)
-
-    @staticmethod
-    def samples_fully(model_type: str) -> bool:
-        """False for the classes whose sample() honours `top_k` and the length alone."""
-        return model_type in _FULL_SAMPLING
 
     @staticmethod
     def check_can_save(model_type: str) -> None:
@@ -158,7 +155,7 @@ class TransformersNeuronx:
             raise ValueError(f"{length} positions asked for, {self._n_positions} compiled")
         torch.manual_seed(call.seed)
         options: dict[str, Any] = {"top_k": call.top_k, "streamer": _Streamer(call, on_token)}
-        if self.full_sampling:
+        if self.ends_at_tokens:
             options |= {
                 "top_p": call.top_p,
                 "temperature": call.temperature,
