@@ -81,12 +81,19 @@ class ModelSettings:
     chat_template: str | None = setting(
         None, "Jinja file to use instead of the model's own chat template.", metavar="FILE"
     )
-    tool_call_parser: str = setting(
+    tool_call_parser: Literal[
         "auto",
-        "How the model writes tool calls; 'auto' tells from its chat template. One of: "
-        "deepseek-v3, deepseek-v3.1, functiongemma, gemma, granite, hermes, llama3-json, mistral, "
-        "mistral-named, pythonic.",
-    )
+        "deepseek-v3",
+        "deepseek-v3.1",
+        "functiongemma",
+        "gemma",
+        "granite",
+        "hermes",
+        "llama3-json",
+        "mistral",
+        "mistral-named",
+        "pythonic",
+    ] = setting("auto", "How the model writes tool calls; 'auto' tells from its chat template.")
     prefetch: Literal["auto", "on", "off"] = setting(
         "auto",
         "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "

@@ -159,6 +159,7 @@ EXAMPLES: dict[str, dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]] = {
     "add_generation_prompt": {"add_generation_prompt": False},
     "continue_final_message": (messages(), {**messages(), "continue_final_message": True}),
     "continue_": (messages(), {**messages(), "continue_": True}),
+    "instruction_template": {"instruction_template": "Vicuna-v1.1"},
     "chat_template_kwargs": {"chat_template_kwargs": {"colour": "red"}},
     "enable_thinking": {"enable_thinking": False},
     "thinking_token_budget": {"thinking_token_budget": 3},

@@ -26,7 +26,6 @@ from tgwui_k8s.api.parsers.reasoning import ReasoningParser, ReasoningTags, reas
 from tgwui_k8s.api.parsers.tool_formats import CallableTool, ToolFormat, tool_format
 from tgwui_k8s.api.schemas.chat import ChatRequest, NamedToolChoice, Tool
 from tgwui_k8s.api.state import ServedModel
-from tgwui_k8s.api.tokenizer import Tokenizer
 from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
 
 _SPACE_RULE = r"SPACE: /[ \t\r\n]{1,4}/"
@@ -44,35 +43,74 @@ class AnswerFormat:
 
 
 def answer_format(
-    request: ChatRequest, model: ServedModel, prompt: str, tool_call_parser: str = "auto"
+    request: ChatRequest,
+    model: ServedModel,
+    *,
+    template: str,
+    prompt: str,
+    tool_call_parser: str = "auto",
 ) -> AnswerFormat:
-    """The format of the answer to `prompt`; CPU work.
+    """The format of the answer to `prompt`, which `template` has made; CPU work.
 
     Raises `InvalidRequestError` for tools or constraints that cannot be honoured.
     """
-    return _Format(request, model, prompt, tool_call_parser).build()
+    tags = reasoning_tags(template)
+    offered = offered_tools(request)
+    form = _tool_format_of(template, tool_call_parser) if offered else None
+    return _Format(request, model, form, tags, is_open=_is_open(tags, prompt)).build()
 
 
 def offered_tools(request: ChatRequest) -> list[Tool]:
-    """The tools that the model is told of."""
+    """The tools that the model is told of. Raises `InvalidRequestError` for a choice of none."""
+    if request.tool_choice not in (None, "none", "auto") and not request.tools:
+        raise InvalidRequestError(
+            "'tool_choice' is only allowed when 'tools' are specified.",
+            param="tool_choice",
+            code="invalid_value",
+        )
     return [] if request.tool_choice == "none" else request.tools or []
+
+
+def _tool_format_of(template: str, tool_call_parser: str) -> ToolFormat:
+    if "tools" not in template:
+        raise UnsupportedParameterError(
+            "Unsupported parameter: 'tools'. The loaded model's chat template knows no tools.",
+            param="tools",
+        )
+    found = tool_format(template, tool_call_parser)
+    if found is None:
+        raise UnsupportedParameterError(
+            "Unsupported parameter: 'tools'. The loaded model's chat template does not tell "
+            "how it calls them: start the server with --tool-call-parser.",
+            param="tools",
+        )
+    return found
+
+
+def _is_open(tags: ReasoningTags | None, prompt: str) -> bool:
+    """True where the prompt ends with the beginning of the reasoning."""
+    return tags is not None and prompt.rstrip().endswith(tags.opening)
 
 
 class _Format:
     """One answer's format in the making: lines of Lark, and the grammars they refer to."""
 
     def __init__(
-        self, request: ChatRequest, model: ServedModel, prompt: str, tool_call_parser: str
+        self,
+        request: ChatRequest,
+        model: ServedModel,
+        form: ToolFormat | None,
+        tags: ReasoningTags | None,
+        *,
+        is_open: bool,
     ) -> None:
+        """`form`: how tools are called, where there are any; `is_open`: in the midst of `tags`."""
         self._request = request
         self._model = model
-        template = "" if model.chat_template is None else model.chat_template.text
-        self._reasoning = reasoning_tags(template)
-        self._is_open = self._reasoning is not None and prompt.rstrip().endswith(
-            self._reasoning.opening
-        )
         self._tools = offered_tools(request)
-        self._tool_format = self._find_tool_format(template, tool_call_parser)
+        self._tool_format = form
+        self._reasoning = tags
+        self._is_open = is_open
         self._constraint = constraint_of(request, _response_format(request))
         self._rules: list[str] = []
         self._grammars: list[dict[str, Any]] = []
@@ -82,30 +120,6 @@ class _Format:
         return AnswerFormat(self._make_parser, grammar, self._visible_token_ids())
 
     # -------------------------------------------------------------------------------- reading it
-
-    def _find_tool_format(self, template: str, tool_call_parser: str) -> ToolFormat | None:
-        choice = self._request.tool_choice
-        if choice not in (None, "none", "auto") and not self._tools:
-            raise InvalidRequestError(
-                "'tool_choice' is only allowed when 'tools' are specified.",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        if not self._tools:
-            return None
-        if "tools" not in template:
-            raise UnsupportedParameterError(
-                "Unsupported parameter: 'tools'. The loaded model's chat template knows no tools.",
-                param="tools",
-            )
-        found = tool_format(template, tool_call_parser)
-        if found is None:
-            raise UnsupportedParameterError(
-                "Unsupported parameter: 'tools'. The loaded model's chat template does not tell "
-                "how it calls them: start the server with --tool-call-parser.",
-                param="tools",
-            )
-        return found
 
     def _make_parser(self) -> Parser:
         answer = PlainParser() if self._tool_format is None else self._tool_format.make_parser()
@@ -225,8 +239,8 @@ class _Format:
 
     def _reasoning_rule(self, tags: ReasoningTags, budget: int | None) -> str:
         """The reasoning up to its closing tag; optional where the prompt has not begun it."""
-        closing = self._model.tokenizer.token_id(tags.closing)
-        if closing is not None and _is_single(tags.closing, closing, self._model.tokenizer):
+        closing = self._single_token_id(tags.closing)
+        if closing is not None:
             limit = "" if budget is None else f"[max_tokens={budget}]"
             self._rules += [f"think: thought <[{closing}]>", f"thought{limit}: /(?s:.*)/"]
         elif budget is None:
@@ -241,19 +255,20 @@ class _Format:
 
     def _tag(self, text: str) -> str:
         """A mark in a grammar: its token, or its letters."""
-        token_id = self._model.tokenizer.token_id(text)
+        token_id = self._single_token_id(text)
         return _quoted(text) if token_id is None else f"(<[{token_id}]> | {_quoted(text)})"
+
+    def _single_token_id(self, mark: str) -> int | None:
+        """The mark's token, where llguidance takes it for more than its letters."""
+        tokenizer = self._model.tokenizer
+        token_id = tokenizer.token_id(mark)
+        is_tag = mark.startswith("<") and mark.endswith(">")
+        return token_id if is_tag or token_id in tokenizer.special_token_ids else None
 
 
 def _response_format(request: ChatRequest) -> Mapping[str, Any] | None:
     found = request.response_format
     return None if found is None else found.model_dump(exclude_none=True)
-
-
-def _is_single(text: str, token_id: int, tokenizer: Tokenizer) -> bool:
-    """True for tokens that llguidance takes for more than their letters."""
-    is_marked = text.startswith("<") and text.endswith(">")
-    return is_marked or token_id in tokenizer.special_token_ids
 
 
 def _quoted(text: str) -> str:

@@ -22,7 +22,7 @@ from tgwui_k8s.api.answer import (
 from tgwui_k8s.api.answer_format import answer_format
 from tgwui_k8s.api.body import read_body
 from tgwui_k8s.api.chat_message import chat_delta, chat_message
-from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
 from tgwui_k8s.api.generation import Generation
@@ -92,9 +92,19 @@ def plan_chat(
     settings = state.settings.server
     response_id = new_response_id(id_prefix)
     text = chat_prompt(request, model)
-    form = answer_format(request, model, text, state.settings.model.tool_call_parser)
-    # The template has written its own special tokens.
-    prompt = model.tokenizer.encode(text, add_special_tokens=False, add_bos=request.add_bos_token)
+    form = answer_format(
+        request,
+        model,
+        template=template_of(request, model).text,
+        prompt=text,
+        tool_call_parser=state.settings.model.tool_call_parser,
+    )
+    # A model's template has written its own special tokens.
+    prompt = model.tokenizer.encode(
+        text,
+        add_special_tokens=request.instruction_template is not None,
+        add_bos=request.add_bos_token,
+    )
     asked = Asked(
         response_id=response_id,
         param="messages",

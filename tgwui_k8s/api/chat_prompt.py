@@ -8,6 +8,7 @@ import msgspec
 
 from tgwui_k8s.api.answer_format import offered_tools
 from tgwui_k8s.api.chat_template import ChatTemplate
+from tgwui_k8s.api.instruction_templates import instruction_template
 from tgwui_k8s.api.schemas.chat import ChatRequest, Message, ToolCall
 from tgwui_k8s.api.state import ServedModel
 from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
@@ -16,20 +17,43 @@ from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
 def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
     """The prompt for the conversation; CPU work.
 
+    System messages where the template refuses them become part of the user's message that follows.
     Raises `InvalidRequestError` for messages that are incomplete or that the template refuses.
     """
+    template = template_of(request, model)
+    messages = template_messages(request.messages, template)
+    try:
+        return _rendered(request, template, messages)
+    except InvalidRequestError as error:
+        folded = _folded(messages)
+        if error.param != "messages" or folded == messages:
+            raise
+        try:
+            return _rendered(request, template, folded)
+        except InvalidRequestError:
+            raise error from None
+
+
+def template_of(request: ChatRequest, model: ServedModel) -> ChatTemplate:
+    """The template that the request names, or the model's."""
+    if request.instruction_template is not None:
+        return instruction_template(request.instruction_template, model.tokenizer.special_tokens)
     if model.chat_template is None:
         raise UnsupportedParameterError(
-            "The loaded model has no chat template: use /v1/completions, or start the server with "
-            "--chat-template.",
+            "The loaded model has no chat template: use /v1/completions, name an "
+            "'instruction_template', or start the server with --chat-template.",
             param="messages",
         )
+    return model.chat_template
+
+
+def _rendered(request: ChatRequest, template: ChatTemplate, messages: list[dict[str, Any]]) -> str:
     continues = _continues(request)
     template_kwargs = dict(request.chat_template_kwargs or {})
     if request.enable_thinking is not None:
         template_kwargs["enable_thinking"] = request.enable_thinking
-    return model.chat_template.render(
-        template_messages(request.messages, model.chat_template),
+    return template.render(
+        messages,
         tools=[tool.model_dump(exclude_none=True) for tool in offered_tools(request)] or None,
         add_generation_prompt=not continues and request.add_generation_prompt is not False,
         continue_final_message=continues,
@@ -54,6 +78,20 @@ def template_messages(messages: list[Message], template: ChatTemplate) -> list[d
             }
         )
     return prepared
+
+
+def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System messages as the beginning of the user's next message; those that have none stay."""
+    folded: list[dict[str, Any]] = []
+    for message in messages:
+        before = folded[-1] if folded else None
+        if before is not None and before["role"] == "system" and message["role"] == "user":
+            folded[-1] = {**message, "content": f"{before['content']}\n\n{message['content']}"}
+        elif before is not None and before["role"] == "system" == message["role"]:
+            folded[-1] = {**before, "content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            folded.append(message)
+    return folded
 
 
 def _continues(request: ChatRequest) -> bool:

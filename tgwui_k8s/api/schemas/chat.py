@@ -168,6 +168,10 @@ class ChatRequest(GenerationFields):
         "Go on with the last message, the assistant's, instead of answering it."
     )
     continue_: bool | None = honoured("text-generation-webui's `continue_final_message`.")
+    instruction_template: str | None = honoured(
+        "Alpaca, ChatML, Gemma, Llama-v2, Llama-v3, Mistral or Vicuna-v1.1: a template by "
+        "text-generation-webui's name, in place of the model's."
+    )
     chat_template_kwargs: dict[str, Any] | None = honoured("Variables for the chat template.")
     enable_thinking: bool | None = honoured("The template's variable of this name.")
     thinking_token_budget: int | None = honoured(
@@ -212,8 +216,10 @@ class ChatRequest(GenerationFields):
     )
     mode: Any = refused(_NO_CHARACTERS, neutral=("instruct",))
     character: Any = refused(_NO_CHARACTERS)
-    instruction_template: Any = refused(_NO_CHARACTERS)
-    instruction_template_str: Any = refused("The server's --chat-template sets the template.")
+    instruction_template_str: Any = refused(
+        "A template from a client could use up the server's memory: name an "
+        "instruction_template, or start the server with --chat-template."
+    )
     chat_template_str: Any = refused(_NO_CHARACTERS)
     chat_instruct_command: Any = refused(_NO_CHARACTERS)
     name1: Any = refused(_NO_CHARACTERS)
