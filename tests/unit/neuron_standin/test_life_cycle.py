@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -316,15 +317,27 @@ def test_unroll_must_divide_the_layers(llama: Path) -> None:
         model.to_neuron()
 
 
-@pytest.mark.parametrize("weight_format", ["sharded", "bin", "split"])
+def shard_pickle(folder: Path) -> None:
+    """Spread pytorch_model.bin over one file per tensor, with an index."""
+    weights = torch.load(folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    names = {key: f"part-{number}.bin" for number, key in enumerate(weights)}
+    for key, name in names.items():
+        torch.save({key: weights[key]}, folder / name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+@pytest.mark.parametrize("weight_format", ["sharded", "bin", "sharded bin", "split"])
 @pytest.mark.usefixtures("neuron")
 def test_every_format_of_weights_is_read(tmp_path: Path, weight_format: Any) -> None:
     """Shards, pickles, and what `save_pretrained_split` writes."""
     from transformers import AutoModelForCausalLM
     from transformers_neuronx.module import save_pretrained_split
 
-    written = "bin" if weight_format == "bin" else "sharded"
+    written = "bin" if weight_format.endswith("bin") else "sharded"
     path = make_checkpoint(tmp_path / "model", "llama", weight_format=written)
+    if weight_format == "sharded bin":
+        shard_pickle(path)
     if weight_format == "split":
         save_pretrained_split(AutoModelForCausalLM.from_pretrained(path), str(tmp_path / "split"))
         path = tmp_path / "split"
