@@ -90,7 +90,7 @@ def _constraints(request: PromptFields) -> dict[str, Any]:
             fields["parallel_tool_calls"] = False
     if request.thinking is not None and request.thinking.type != "adaptive":
         fields["enable_thinking"] = request.thinking.type == "enabled"
-        fields["thinking_budget"] = request.thinking.budget_tokens
+        fields["thinking_token_budget"] = request.thinking.budget_tokens
     output = request.output_config
     if output is not None and output.format is not None:
         schema = {"name": "answer", "schema": output.format.schema_, "strict": True}

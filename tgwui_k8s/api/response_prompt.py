@@ -31,7 +31,7 @@ def chat_request(request: ResponseRequest) -> ChatRequest:
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "reasoning_effort": request.reasoning.effort if request.reasoning is not None else None,
+        "enable_thinking": _enable_thinking(request),
         "tools": [_tool(tool) for tool in request.tools or ()] or None,
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": request.parallel_tool_calls,
@@ -105,6 +105,11 @@ def _text(content: Content, path: str) -> str:
 def _tool(tool: Any) -> dict[str, Any]:
     function = _given({name: getattr(tool, name) for name in _OF_TOOLS})
     return {"type": "function", "function": function}
+
+
+def _enable_thinking(request: ResponseRequest) -> bool | None:
+    is_off = request.reasoning is not None and request.reasoning.effort == "none"
+    return False if is_off else None
 
 
 def _tool_choice(request: ResponseRequest) -> Any:

@@ -155,10 +155,18 @@ class TextConfig(WireModel):
     verbosity: Any = refused("Say it in a message.", neutral=("medium",))
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class Reasoning(WireModel):
     """How the model reasons."""
 
-    effort: str | None = honoured("As `reasoning_effort` of chat completions.")
+    effort: Effort | None = honoured(
+        "`none` switches it off through the chat template; `medium` is as the model does.",
+        unsupported=dict.fromkeys(
+            ("minimal", "low", "high", "xhigh", "max"), "The model knows no degrees of reasoning."
+        ),
+    )
     summary: Any = refused("Reasoning is given as it is.", neutral=("auto",))
     generate_summary: Any = refused("Reasoning is given as it is.", neutral=("auto",))
     context: Any = refused("Items are taken as they are.", neutral=("auto",))
