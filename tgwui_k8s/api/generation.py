@@ -58,7 +58,7 @@ class Generation:
         self._prompts = plan.make_prompts()
         self._choices = [choice for prompt in self._prompts for choice in prompt.choices]
         self._with_news: dict[int, Choice] = {}
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._deadline: asyncio.TimerHandle | None = None
@@ -134,8 +134,8 @@ class Generation:
                 raise self._error
             if all(prompt.num_open == 0 for prompt in self._prompts):
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
             if self._is_woken:
                 self._is_woken = False
                 return self._take()
@@ -143,7 +143,11 @@ class Generation:
     def wake(self) -> None:
         """Make a waiting reader look up: it gets what there is, be it nothing."""
         self._is_woken = True
-        self._news.set()
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _take(self) -> list[ChoiceChunk]:
         chunks = [choice.take() for choice in self._with_news.values()]
@@ -192,7 +196,7 @@ class Generation:
             if ended_by is not None:
                 self._close(prompt, choice, is_early=ended_by == "text")
         if self._with_news:
-            self._news.set()
+            self._wake_reader()
 
     def _close(self, prompt: PromptRun, choice: Choice, *, is_early: bool) -> None:
         """Note that a choice has ended; `is_early`: the engine does not know it yet."""
@@ -201,7 +205,7 @@ class Generation:
         if is_early:
             index = choice.index % len(prompt.choices)
             self._state.backend.abort_choice(prompt.request.request_id, index)
-        self._news.set()
+        self._wake_reader()
 
     def _expire(self) -> None:
         self._fail(
@@ -214,7 +218,7 @@ class Generation:
         if self._error is None:
             self._error = error
         self._cancel_tasks()
-        self._news.set()
+        self._wake_reader()
 
     def _cancel_tasks(self) -> None:
         current = asyncio.current_task()

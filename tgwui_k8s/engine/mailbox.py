@@ -19,9 +19,12 @@ _MERGE_AT = 64
 class Mailbox:
     """One request's deltas; one consumer. Knows nothing of processes."""
 
-    __slots__ = ("_error", "_open_choices", "_pending", "_waiter")
+    __slots__ = ("_error", "_loop", "_open_choices", "_pending", "_waiter")
 
     def __init__(self, num_choices: int) -> None:
+        """Made on the consumer's event loop."""
+        # Kept, because looking it up is a system call: too much for every step of every request.
+        self._loop = asyncio.get_running_loop()
         self._open_choices = set(range(num_choices))
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
@@ -63,7 +66,7 @@ class Mailbox:
         Raises the error the request failed with, once nothing is pending.
         """
         while not self._pending and self._open_choices:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         if self._pending:
             deltas, self._pending = self._pending, []
