@@ -131,6 +131,7 @@ class ModelController:
         info, metrics = served.info, self._state.metrics
         metrics.set_model(served.names[0])
         metrics.observe_model_load(seconds, self._state.load_progress.bytes_read)
+        metrics.observe_model_details(info.details)
         facts = event(
             model=served.names[0],
             loader=info.loader,

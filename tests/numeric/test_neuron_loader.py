@@ -306,6 +306,27 @@ def test_types_go_by_their_usual_names(model: Path, neuron: NeuronHost, dtype: s
     assert neuron.events("construct")[-1]["arguments"]["amp"] == expected
 
 
+def test_every_way_to_compile_is_known_to_the_library(model: Path, neuron: NeuronHost) -> None:
+    """Layouts, quantization and shared heads reach it in its own words; nothing is swallowed."""
+    options = {
+        **TINY,
+        **{"amp": "bf16", "quantization": "s8", "gqa": "replicated-heads", "fuse_qkv": True},
+        **{"attention_layout": "BSH", "collectives_layout": "BSH", "compile_workers": 1},
+    }
+    compile_model(get_loader("Neuron"), model, **options)
+
+    assert len(answer(load(model), request("x", [7, 8], 6, ignore_eos=True))) == 6
+
+
+def test_mistral_runs_as_llama_does(tmp_path: Path, neuron: NeuronHost) -> None:
+    """The other class that batches continuously, with its window."""
+    folder = make_checkpoint(tmp_path / "mistral-neuron", "mistral", eos_token_id=NEVER_ENDS)
+    compile_model(get_loader("Neuron"), folder, **TINY)
+    prompt = list(range(20, 60))
+
+    assert answer(load(folder), request("x", prompt, 12)) == greedy(folder, prompt, 12)
+
+
 def test_no_other_device_is_ever_touched(
     model: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

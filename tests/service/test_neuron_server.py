@@ -124,6 +124,7 @@ def test_sixteen_streams_say_what_transformers_says(
         with ThreadPoolExecutor(NUM_STREAMS) as pool:
             answers = dict(zip(greedy_texts, pool.map(complete, greedy_texts), strict=True))
         info = server.get("/v1/internal/model/info").json()
+        metrics = server.get("/metrics").text
         too_long = server.complete("word " * 200)
         server.signal(signal.SIGTERM)
         code = server.wait()
@@ -133,6 +134,7 @@ def test_sixteen_streams_say_what_transformers_says(
     assert neuron_host.count("compile") == compiles == 2
     assert neuron_host.events("cores")[-1]["cores"] == [0, 1]
     assert '"neuroncores": 2' in json.dumps(info)
+    assert 'neuroncores{model_name="tiny-neuron"} 2.0' in metrics
     assert too_long.status_code == 400
     assert code == 0
 

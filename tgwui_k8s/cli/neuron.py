@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -62,6 +63,8 @@ def compile(settings: Settings, provenance: Provenance, model: str, cpu_only: bo
     examination = examine(request, os.environ)
     for line in _estimate(examination):
         click.echo(line)
+    # Kubernetes ends a Job by a signal: clean up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = _compiler().compile(request, _report(), cpu_only=cpu_only)
     click.secho(f"The artifacts are in {folder}.", fg="green")
 

@@ -26,6 +26,7 @@ SAMPLE_TYPES = frozenset({"mixtral", "bloom", "gpt2", "gptj", "gpt_neox", "opt"}
 _DEFAULT_BATCH_SIZE = 4
 _DEFAULT_POSITIONS = 4096
 _SMALLEST_BUCKET = 128
+_FEWEST_POSITIONS = 4
 _LIMITED_TYPES = frozenset({"gpt2", "opt", "gptj", "gpt_neox"})
 """The library refuses more positions than these were trained with."""
 
@@ -189,14 +190,18 @@ def _check(parameters: Parameters, config: Mapping[str, Any]) -> None:
             f"batch_size={parameters.batch_size}: mode=sample runs one request at a time; "
             "compile with batch_size 1"
         )
-    if parameters.n_positions < 2:
-        raise UnsupportedModelError("n_positions=1 leaves no room for a completion")
+    if parameters.n_positions < _FEWEST_POSITIONS:
+        raise UnsupportedModelError(
+            f"n_positions={parameters.n_positions} is too short; it can be {_FEWEST_POSITIONS}"
+        )
+    if parameters.context_buckets[-1] < 2:
+        raise UnsupportedModelError("context_buckets=1: the largest bucket must be at least 2")
     longest = config.get("max_position_embeddings") or config.get("n_positions")
     if kind in _LIMITED_TYPES and longest and parameters.n_positions > longest:
         raise UnsupportedModelError(
             f"n_positions={parameters.n_positions}: this model knows {longest} positions"
         )
-    if parameters.context_buckets and parameters.context_buckets[-1] > parameters.n_positions:
+    if parameters.context_buckets[-1] > parameters.n_positions:
         raise UnsupportedModelError(
             f"context_buckets: {parameters.context_buckets[-1]} is more than n_positions="
             f"{parameters.n_positions}; the largest bucket can be n_positions"

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -152,6 +152,12 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("model_load_seconds", "gauge", "How long the last model load took."),
     MetricSpec("model_load_bytes", "gauge", "Bytes of weights the last model load has read."),
+    MetricSpec("neuroncores", "gauge", "NeuronCores that the model lies on, where it does."),
+    MetricSpec(
+        "neuroncore_memory_used_bytes_estimate",
+        "gauge",
+        "Weights, KV cache and margin on each of those NeuronCores, as planned.",
+    ),
     MetricSpec("build_info", "gauge", "Always 1; versions in its labels.", ("version", "python")),
 )
 
@@ -279,6 +285,12 @@ class Metrics:
         """A model has been loaded."""
         self._gauges["model_load_seconds"].labels(self.model_name).set(seconds)
         self._gauges["model_load_bytes"].labels(self.model_name).set(num_bytes)
+
+    def observe_model_details(self, details: Mapping[str, Any]) -> None:
+        """Facts that only some loaders have (`ModelInfo.details`), under their own names."""
+        for name in ("neuroncores", "neuroncore_memory_used_bytes_estimate"):
+            if isinstance(value := details.get(name), int):
+                self._gauges[name].labels(self.model_name).set(value)
 
     async def watch_event_loop(self, interval_seconds: float = 0.25) -> None:
         """Measure the running event loop's lag until cancelled."""

@@ -244,6 +244,8 @@ def test_too_little_memory_says_what_would_fit(model: Path) -> None:
         ({}, {"amp": "fp8"}, "amp=fp8"),
         ({}, {"batch_size": "0"}, "batch_size=0"),
         ({}, {"context_buckets": "16,x"}, "context_buckets"),
+        ({}, {"n_positions": "3"}, "n_positions=3 is too short"),
+        ({}, {"context_buckets": "1"}, "must be at least 2"),
         ({}, {"context_buckets": "512"}, "512 is more than n_positions=128"),
         ({}, {"quantization": "s8", "amp": "f32"}, "quantization=s8 needs amp"),
         ({}, {"gqa": "shard-over-batch", "batch_size": "3"}, "no multiple of tp_degree=2"),
