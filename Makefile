@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
-COVERAGE_FLOOR ?= 90
+COVERAGE_FLOOR ?= 95
 
 comma := ,
 bin := $(VENV)/bin
