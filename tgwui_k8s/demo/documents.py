@@ -18,6 +18,7 @@ from tgwui_k8s.demo.corpus_files import (
     read_topics,
 )
 from tgwui_k8s.demo.json_answers import JsonMaker
+from tgwui_k8s.demo.repetition import RepetitionMaker
 from tgwui_k8s.demo.templates import fill, fill_skewed
 from tgwui_k8s.demo.weather import WeatherMaker
 
@@ -38,14 +39,18 @@ class DocumentMaker:
         self._recipe_slots = read_slots("recipes.txt")
         self._weather = WeatherMaker(self._random)
         self._json = JsonMaker(self._random)
+        self._repetition = RepetitionMaker(self._random, self._sentences())
+        self._small_words = set(self._wordings["small words"][0].split())
         self._kinds: dict[Callable[[], str | Conversation], float] = {
-            self._questions: 46.0,
-            self._about_weather: 14.0,
-            self._in_json: 13.0,
-            self._on_request: 6.0,
-            self._recipe: 7.0,
-            self._story: 7.0,
-            self._plain_question: 5.0,
+            self._questions: 42.0,
+            self._about_weather: 12.0,
+            self._in_json: 12.0,
+            self._to_repeat: 10.0,
+            self._on_request: 5.0,
+            self._recipe: 5.0,
+            self._story: 6.0,
+            self._plain_questions: 5.0,
+            self._statements: 3.0,
             self._prose_text: 2.0,
         }
 
@@ -69,13 +74,16 @@ class DocumentMaker:
     def _in_json(self) -> Conversation:
         return self._with_system(self._json.next())
 
+    def _to_repeat(self) -> Conversation:
+        return self._with_system(self._repetition.next())
+
     def _on_request(self) -> Conversation:
         """A recipe or a story that the user asked for."""
         if self._maybe(0.5):
             recipe = self._any_recipe()
             asked = self._wording("recipe", kind=recipe.kind)
             return Conversation((*self._system(), *turn(asked, self._cook(recipe))))
-        return Conversation((*self._system(), *turn(self._wording("story"), self._story())))
+        return Conversation((*self._system(), *turn(self._wording("story"), self._tale())))
 
     def _recipe(self) -> str:
         return self._cook(self._any_recipe())
@@ -97,15 +105,38 @@ class DocumentMaker:
         return fill_skewed(text, self._random, self._recipe_slots)
 
     def _story(self) -> str:
+        return self._from_anywhere(self._tale())
+
+    def _tale(self) -> str:
         return fill_skewed(self._random.choice(self._stories), self._random, self._story_slots)
 
-    def _plain_question(self) -> str:
-        question, answer = self._question_and_answer()
+    def _plain_questions(self) -> str:
+        """Questions and answers as a text to be continued."""
         form = self._random.choice(("Question: {}\nAnswer: {}", "Q: {}\nA: {}"))
-        return form.format(question, answer)
+        pairs = [self._question_and_answer() for _ in range(self._random.randint(1, 3))]
+        return "\n\n".join(form.format(*pair) for pair in pairs)
+
+    def _statements(self) -> str:
+        """Answers without their questions."""
+        topics = self._random.choices(self._project + self._talk, k=self._random.randint(1, 3))
+        return self._from_anywhere("\n".join(topic.answer for topic in topics))
 
     def _prose_text(self) -> str:
-        return fill_skewed(self._random.choice(self._prose), self._random)
+        return self._from_anywhere(fill_skewed(self._random.choice(self._prose), self._random))
+
+    def _from_anywhere(self, text: str) -> str:
+        """Often the text without its beginning, so that any prompt is the middle of something."""
+        if self._maybe(0.6):
+            return text
+        words = text.split(" ")
+        return " ".join(words[self._random.randrange(len(words)) :])
+
+    def _sentences(self) -> list[str]:
+        """The answers and the sentences of the prose, for repeating."""
+        prose = [
+            f"{part}." for text in self._prose for part in fill(text, self._random).split(". ")
+        ]
+        return [topic.answer for topic in self._project + self._talk] + prose
 
     def _question_and_answer(self) -> tuple[str, str]:
         draw = self._random.random()
@@ -131,6 +162,9 @@ class DocumentMaker:
 
     def _reworded(self, question: str) -> str:
         """The question as a hurried human may write it."""
+        if self._maybe(0.3):
+            old, new = self._random.choice(self._wordings["same meaning"]).split(" = ")
+            question = question.replace(old, new, 1)
         if self._maybe(0.15):
             lead_in = self._random.choice(self._wordings["lead-in"])
             question = f"{lead_in} {question[0].lower()}{question[1:]}"
@@ -141,11 +175,13 @@ class DocumentMaker:
         if self._maybe(0.06):
             spot = self._random.randrange(len(question))
             question = question[:spot] + question[spot + 1 :]
-        if self._maybe(0.06) and "--" not in question:
-            words = question.split(" ")
-            words.pop(self._random.randrange(len(words)))
-            question = " ".join(words) or question
+        if self._maybe(0.2):
+            kept = [word for word in question.split(" ") if not self._is_dropped(word)]
+            question = " ".join(kept) or question
         return question
+
+    def _is_dropped(self, word: str) -> bool:
+        return word.lower() in self._small_words and self._maybe(0.6)
 
     def _wording(self, title: str, **values: str) -> str:
         slots = {name: [value] for name, value in values.items()}

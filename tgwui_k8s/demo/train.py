@@ -2,6 +2,8 @@
 
 A Llama of 4.3 million parameters, on text made from the templates in `corpus/`. The seed is
 fixed: the same machine and library versions give the same weights, others equally good ones.
+The weights in `model/` took 1100 steps, to a loss of 0.20: 19 minutes of processor time on one
+core (34 minutes by the clock, on a machine that was busy with other things).
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ VOCAB_SIZE = 3072
 CONTEXT = 2048
 TOKENS_PER_STEP = 4096
 SHORT_ROW = 512
-LONG_ROWS_FROM = 0.85
-"""Share of the steps after which rows are as long as the context, so that far positions work."""
+LONG_ROWS_EVERY = 8
+"""One step in so many has rows as long as the context, so that far positions work."""
 PEAK_RATE = 3e-3
 WARM_UP_STEPS = 40
 
@@ -35,7 +37,7 @@ def main() -> None:
     """Train the tokenizer and the model, and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=model_path(), help="folder to write")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--steps", type=int, default=1100, help="training steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
@@ -86,7 +88,7 @@ def train(model: LlamaForCausalLM, packer: RowPacker, *, num_steps: int) -> None
     started = time.monotonic()
     smooth_loss = 0.0
     for step in range(num_steps):
-        length = CONTEXT if step >= LONG_ROWS_FROM * num_steps else SHORT_ROW
+        length = CONTEXT if step % LONG_ROWS_EVERY == 0 else SHORT_ROW
         loss = _loss(model, *packer.batch(TOKENS_PER_STEP // length, length))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

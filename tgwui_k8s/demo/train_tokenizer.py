@@ -75,4 +75,5 @@ def _write_config(folder: Path, tokenizer: Tokenizer, context: int) -> None:
 def _text_of(document: str | Conversation) -> str:
     if isinstance(document, str):
         return document
-    return "\n".join(str(message["content"]) for message in document.messages)
+    contents = [str(message["content"]) for message in document.messages]
+    return "\n".join(contents + [json.dumps(tool) for tool in document.tools])
