@@ -52,7 +52,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             runner.layout,
             max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=_token_budget(runner, settings),
+            max_num_batched_tokens=settings.token_budget(runner.info.device),
         )
         self.num_steps = 0
         self.step_started: float | None = None
@@ -453,11 +453,3 @@ class EngineCore:
             error_code=error_code,
         )
         self._deltas.setdefault(request.request_id, []).append(delta)
-
-
-def _token_budget(runner: ModelRunner, settings: EngineSettings) -> int:
-    """Tokens of a step; enough for the longest prompt and its negative where none can be cut."""
-    budget = settings.token_budget(runner.info.device)
-    if runner.layout.chunked_prefill:
-        return budget
-    return max(budget, 2 * runner.info.max_model_len)
