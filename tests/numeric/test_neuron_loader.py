@@ -26,10 +26,13 @@ from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.engine.core import EngineCore
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.errors import IntegrityError, StartupError
+from tgwui_k8s.neuron.instances import allowed_tp_degrees
+from tgwui_k8s.neuron.shape import ModelShape
 from tgwui_k8s.registry import get_loader
 from tgwui_k8s.sampling import SamplingParams
 
 SETTINGS = EngineSettings(max_num_seqs=64, max_waiting_requests=64)
+SHAPE = {"hidden_size": 3840, "num_hidden_layers": 1, "vocab_size": 8}
 NEVER_ENDS = 511
 """An end token that the tiny model does not choose."""
 
@@ -344,6 +347,17 @@ def test_no_other_device_is_ever_touched(
 
     assert len(answer(runner, request("x", [7, 8], 6, ignore_eos=True))) == 6
     runner.close()
+
+
+def test_the_stand_in_pads_heads_as_the_plan_does(neuron: NeuronHost) -> None:
+    """Two implementations of one rule, written apart."""
+    from transformers_neuronx.utils import get_qkv_padding
+
+    for heads, kv_heads in ((32, 32), (40, 40), (32, 8), (64, 8), (24, 8)):
+        config = {**SHAPE, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        for tp_degree in allowed_tp_degrees(None):
+            padded = ModelShape.from_config(config).padded_heads(tp_degree)
+            assert padded == tuple(get_qkv_padding(heads, kv_heads, tp_degree))
 
 
 def test_a_second_process_is_told_who_holds_the_cores(

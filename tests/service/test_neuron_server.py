@@ -211,3 +211,29 @@ def test_compiling_can_do_without_a_device(
     assert neuron_host.count("cores") == seen
     assert {path.suffix for path in target.iterdir()} == {".neff", ".json"}
     assert os.listdir(tmp_path) == ["artifacts"]
+
+
+def test_a_compile_that_is_told_to_end_leaves_nothing(
+    model_dir: Path, tmp_path: Path, neuron_host: NeuronHost
+) -> None:
+    """A Job that is deleted: no half-written folder, and no artifacts."""
+    seen = neuron_host.count("cores")
+    compiling = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tgwui_k8s", "neuron", "compile", "tiny-neuron"),
+            *("--model-dir", str(model_dir), "--tp-degree", "2"),
+            *("--neuron-artifacts", str(tmp_path / "artifacts")),
+        ],
+        env=neuron_host.env(OMP_NUM_THREADS="1", NEURON_STANDIN_COMPILE_SECONDS="60"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: neuron_host.count("cores") == seen + 1, seconds=60)
+        assert os.listdir(tmp_path) == [f".artifacts.{compiling.pid}.new"]
+        compiling.send_signal(signal.SIGTERM)
+        assert compiling.wait(30) == 1
+    finally:
+        compiling.kill()
+
+    assert os.listdir(tmp_path) == []

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.neuron import NeuronHost
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.neuron.instances import (
     GIB,
     INSTANCES,
-    allowed_tp_degrees,
     devices_for,
     find_instance,
 )
@@ -55,17 +53,6 @@ def test_heads_are_padded_as_the_library_does(
 ) -> None:
     """Query heads up to a multiple; key-value heads copied until each core has one."""
     assert shape_of(*heads).padded_heads(tp_degree) == padded
-
-
-def test_the_stand_in_pads_alike(neuron: NeuronHost) -> None:
-    """Two implementations of one rule, written apart."""
-    from transformers_neuronx.utils import get_qkv_padding
-
-    for heads, kv_heads in {heads for heads, _, _ in PADDED}:
-        for tp_degree in allowed_tp_degrees(None):
-            assert shape_of(heads, kv_heads).padded_heads(tp_degree) == tuple(
-                get_qkv_padding(heads, kv_heads, tp_degree)
-            )
 
 
 @pytest.mark.parametrize(
