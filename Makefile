@@ -23,10 +23,11 @@ bin := $(VENV)/bin
 constraints := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info >= (3, 11) else "py310")' 2>/dev/null || echo py311).txt
 installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 installed_dev := $(installed)-dev
+installed_clients := $(VENV)-clients/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format format-check lint types imports cov docs docs-check bench freeze clean
+.PHONY: help serve test clients check format format-check lint types imports cov docs docs-check bench freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,7 +43,7 @@ bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
 
 # ---------------------------------------------------------------------------------- checking
 
-check: format-check lint types imports docs-check cov ## everything CI checks
+check: format-check lint types imports docs-check clients cov ## everything CI checks
 
 test: $(installed_dev) ## run the tests
 	$(pytest) -n auto --dist loadfile $(PYTEST_ARGS)
@@ -51,6 +52,9 @@ cov: $(installed_dev) ## run the tests and hold the coverage to its floor
 	$(bin)/coverage erase
 	$(pytest) -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
 	$(bin)/coverage report --fail-under=$(COVERAGE_FLOOR)
+
+clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
+	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
 
 format: $(installed_dev) ## write the code in its canonical form
 	$(bin)/ruff format .
@@ -94,11 +98,17 @@ $(installed_dev): $(installed)
 	$(bin)/python -m pip install --quiet --constraint $(constraints) --group dev
 	@touch $@
 
+$(installed_clients): pyproject.toml
+	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-clients/bin/python -m pip install --quiet --group clients
+	@touch $@
+
 freeze: $(installed_dev) ## pin what is installed now in constraints/
 	@{ sed '/^[^#]/,$$d' $(constraints); \
 	   $(bin)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -vi '^setuptools=='; \
 	 } > $(constraints).new && mv $(constraints).new $(constraints)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

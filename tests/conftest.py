@@ -14,6 +14,7 @@ ACCEPTED_SKIPS = (
     re.compile(r"needs a CUDA device"),
     re.compile(r"needs root|needs the right to make namespaces|no IPv6 here"),
     re.compile(r"AVX"),
+    re.compile(r"needs the client libraries of make clients"),
 )
 
 unexplained = pytest.StashKey[list[str]]()

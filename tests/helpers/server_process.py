@@ -16,6 +16,9 @@ from typing import Any
 import httpx
 import psutil
 
+PYTHON = os.environ.get("TEST_SERVER_PYTHON", sys.executable)
+"""Another interpreter than ours where the tests run in an environment of their own."""
+
 TIMEOUT_SECONDS = 30.0
 """Generous: nothing here measures time."""
 
@@ -55,7 +58,7 @@ class ServerProcess:
         """The command that serves the fake model on a free port."""
         pairs = [f"{name}={value}" for name, value in (options or {}).items()]
         return [
-            *(sys.executable, "-m", "tgwui_k8s", "serve"),
+            *(PYTHON, "-m", "tgwui_k8s", "serve"),
             *("--loader", "fake", "--model", "fake", "--port", "0"),
             *(part for pair in pairs for part in ("--loader-option", pair)),
             *flags,

@@ -106,7 +106,8 @@ def _type_text(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "const" in schema:
         return json.dumps(schema["const"])
     if "anyOf" in schema:
-        kinds = [item for item in schema["anyOf"] if item.get("type") != "null"]
+        refused = {"not": schema["not"]} if "not" in schema else {}
+        kinds = [{**item, **refused} for item in schema["anyOf"] if item.get("type") != "null"]
         return " or ".join(_type_text(item, definitions) for item in kinds)
     if schema.get("type") == "array":
         return f"array of {_type_text(schema['items'], definitions)}"
