@@ -303,3 +303,26 @@ def test_the_document_describes_its_errors(server: ApiServer) -> None:
     assert responses["529"]["content"]["application/json"]["schema"]["$ref"].endswith(
         "AnthropicError"
     )
+
+
+THINKS = "{% for message in messages %}{{ message.content }}{% endfor %}{# <think></think> #}"
+
+
+def test_thinking_is_a_block_of_its_own() -> None:
+    """What a reasoning model thinks first comes as a thinking block, whole and streamed."""
+    script = tiny_tokenizer().encode("<think>Hm, so.</think>Yes.", add_special_tokens=False)
+    backend = make_backend()
+    backend.script = lambda request, index: [*script, 1]
+    with serving(backend, template=THINKS) as server:
+        whole = connect(server).messages.create(**{**BODY, "max_tokens": 60})
+        with connect(server).messages.stream(**{**BODY, "max_tokens": 60}) as stream:
+            kinds = [event.type for event in stream]
+            streamed = stream.get_final_message()
+
+    for message in (whole, streamed):
+        thinking, text = message.content
+        assert thinking.type == "thinking"
+        assert thinking.thinking == "Hm, so."
+        assert text.type == "text"
+        assert text.text == "Yes."
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2

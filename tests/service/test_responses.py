@@ -224,3 +224,27 @@ def test_an_error_ends_a_stream_that_has_begun() -> None:
     last = json.loads(events[-1].split("data: ")[1])
     assert last["code"] == "engine_unavailable"
     assert last["sequence_number"] == len(events) - 1
+
+
+def test_reasoning_is_an_item_of_its_own() -> None:
+    """What a reasoning model thinks first comes as a reasoning item, whole and streamed."""
+    script = tiny_tokenizer().encode("<think>Hm, so.</think>Yes.", add_special_tokens=False)
+    backend = make_backend()
+    backend.script = lambda request, index: [*script, 1]
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}{# <think></think> #}"
+    with serving(backend, template=template) as server:
+        body = {**BODY, "max_output_tokens": 60}
+        whole = server.client().responses.create(**body)
+        with server.client().responses.stream(**body) as stream:
+            streamed = stream.get_final_response()
+
+    for response in (whole, streamed):
+        reasoning, message = response.output
+        assert reasoning.type == "reasoning"
+        assert reasoning.content is not None
+        assert reasoning.content[0].text == "Hm, so."
+        assert response.usage is not None
+        num_reasoning_tokens = response.usage.output_tokens_details.reasoning_tokens
+        assert 0 < num_reasoning_tokens < response.usage.output_tokens
+        assert message.type == "message"
+        assert response.output_text == "Yes."

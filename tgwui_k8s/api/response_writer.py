@@ -18,6 +18,7 @@ from tgwui_k8s.api.schemas.response_answer import (
     InputTokensDetails,
     OutputEvent,
     OutputTokensDetails,
+    ReasoningItem,
     ResponseCompleted,
     ResponseCreated,
     ResponseEvent,
@@ -37,6 +38,7 @@ class ResponseWriter:
     def __init__(self, request: ResponseRequest, plan: Plan) -> None:
         self._output = Output()
         self._response = _response(request, plan)
+        self._tokenizer = plan.model.tokenizer
         self._num_events = 0
         self._status: Status = "completed"
 
@@ -88,8 +90,30 @@ class ResponseWriter:
             status=self._status,
             incomplete_details=IncompleteDetails("max_output_tokens") if is_cut else None,
             output=self._output.items,
-            usage=_usage(generation),
+            usage=self._usage(generation),
         )
+
+    def _usage(self, generation: Generation) -> ResponseUsage:
+        usage = generation.usage
+        return ResponseUsage(
+            input_tokens=usage.prompt_tokens,
+            input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
+            output_tokens=usage.completion_tokens,
+            output_tokens_details=OutputTokensDetails(
+                min(self._count_reasoning(), usage.completion_tokens)
+            ),
+            total_tokens=usage.total_tokens,
+        )
+
+    def _count_reasoning(self) -> int:
+        """Tokens of the reasoning's text, without the tags around it."""
+        texts = [
+            part.text
+            for item in self._output.items
+            if isinstance(item, ReasoningItem)
+            for part in item.content
+        ]
+        return sum(len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts)
 
     def _frame(self, event: ResponseEvent) -> bytes:
         event.sequence_number = self._num_events
@@ -115,15 +139,4 @@ def _response(request: ResponseRequest, plan: Plan) -> ResponseObject:
         tool_choice=asked.get("tool_choice", "auto"),
         tools=asked.get("tools", []),
         top_p=1.0 if request.top_p is None else request.top_p,
-    )
-
-
-def _usage(generation: Generation) -> ResponseUsage:
-    usage = generation.usage
-    return ResponseUsage(
-        input_tokens=usage.prompt_tokens,
-        input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
-        output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(),
-        total_tokens=usage.total_tokens,
     )

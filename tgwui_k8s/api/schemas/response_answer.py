@@ -66,7 +66,7 @@ class InputTokensDetails(msgspec.Struct, frozen=True):
 class OutputTokensDetails(msgspec.Struct, frozen=True):
     """Tokens of the reasoning."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class ResponseUsage(msgspec.Struct, frozen=True):
