@@ -24,19 +24,16 @@ from tgwui_k8s.contract import (
 from tgwui_k8s.errors import StartupError, UnsupportedModelError
 from tgwui_k8s.neuron.artifacts import new_artifacts
 from tgwui_k8s.neuron.examine import Examination, examine
-from tgwui_k8s.neuron.layout import NeuronFolder
 from tgwui_k8s.neuron.manifest import current_versions
 from tgwui_k8s.neuron.options import OPTIONS
 from tgwui_k8s.neuron.parameters import check_cores
 from tgwui_k8s.neuron.visible_cores import take_cores
-from tgwui_k8s.runtime.limits import available_memory
 from tgwui_k8s.runtime.neuron.optimum_neuron import OptimumNeuron
 from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend, sample_capabilities
 from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
 from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
+from tgwui_k8s.runtime.prefetching import prefetch_weights
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
-from tgwui_k8s.storage.mounts import network_file_system
-from tgwui_k8s.storage.prefetch import prefetch
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
 
 logger = logging.getLogger(__name__)
@@ -61,7 +58,7 @@ class NeuronLoader:
         if case.unusable is not None and (case.export or not case.options.compile_on_start):
             raise StartupError(case.unusable)
         weights = _find_weights(case)
-        _prefetch(request, case.folder, weights, progress)
+        prefetch_weights(request, weights, progress)
         take_cores(os.environ, case.parameters.tp_degree)
         total = weights.num_bytes
         if case.export is not None:
@@ -108,20 +105,6 @@ def _find_weights(case: Examination) -> WeightFiles:
     if case.export is None:
         return find_weights(case.folder.model)
     return WeightFiles("safetensors", case.export.weights, {}, case.export.num_bytes)
-
-
-def _prefetch(
-    request: LoadRequest, folder: NeuronFolder, weights: WeightFiles, progress: ProgressCallback
-) -> None:
-    is_remote = request.prefetch == "auto" and network_file_system(folder.model) is not None
-    if request.prefetch == "on" or is_remote:
-        prefetch(
-            weights.files,
-            limit_bytes=available_memory(request.memory_limit_bytes).num_bytes,
-            on_bytes=lambda num_bytes: progress(
-                LoadProgress("prefetching", num_bytes, weights.num_bytes)
-            ),
-        )
 
 
 # ------------------------------------------------------------------------------------- the model

@@ -36,6 +36,8 @@ _FULL_SAMPLING = frozenset({"llama", "code_llama", "mistral", "mixtral"})
 _LACKING = ("temperature", "top_p", "no_repeat_ngram_size", "stop_token_ids")
 _UNSAVED = frozenset({"gptj", "gpt_neox"})
 """Types without save() and load(), and without context buckets."""
+_NUMBER_ONLY = _UNSAVED | {"gpt2", "opt"}
+"""Types whose `n_positions` cannot be a list."""
 
 _NEVER = -1
 """As end token: go on to the full length."""
@@ -198,8 +200,11 @@ def _stopping(call: SampleCall) -> Any:
 
 
 def _positions(model_type: str, parameters: Parameters) -> int | list[int]:
-    """A list is taken as it is; a number would compile a graph for every power of two below."""
-    return parameters.n_positions if model_type in _UNSAVED else [parameters.n_positions]
+    """A list is taken as it is; a number compiles a graph for every power of two below it too.
+
+    The older classes compare it with their positions, so that it must be a number.
+    """
+    return parameters.n_positions if model_type in _NUMBER_ONLY else [parameters.n_positions]
 
 
 def _neuron_config(library: Any, parameters: Parameters, compile_workers: int | None) -> Any:
