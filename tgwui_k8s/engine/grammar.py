@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tgwui_k8s.contract import ModelInfo, SamplingRow
+from tgwui_k8s.runtime.limits import cpu_quota
 
 MAX_CACHED_GRAMMARS = 64
 """Compiled grammars kept for the next request; some 100 KiB each, megabytes for the largest."""
@@ -28,6 +29,7 @@ MAX_CACHED_GRAMMARS = 64
 _BITS = 32
 _PARALLEL_FROM = 4
 """Fewer masks than this are computed sooner than other threads wake up."""
+_MOST_THREADS = 8
 
 
 class GrammarError(Exception):
@@ -117,7 +119,7 @@ class Grammars:
 
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer(llguidance.LLTokenizer)
-            self._executor = llguidance.LLExecutor()
+            self._executor = llguidance.LLExecutor(num_threads=min(_MOST_THREADS, cpu_quota()))
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise GrammarError(_reason(matcher))

@@ -100,7 +100,7 @@ class GenerationFields(SamplingFields):
     speculative: Any = refused("Speculative decoding is not there yet.", neutral=(False,))
     return_token_ids: bool | None = honoured(
         "`token_ids` and `text_offset` on every choice, `prompt_token_ids` on the first of every "
-        "prompt."
+        "prompt; in chat `text_length`, too: the raw text is more than what is shown of it."
     )
     resume_token_ids: list[list[TokenId]] | None = honoured(
         "Per choice: tokens the same request has generated elsewhere; generation goes on after "

@@ -36,6 +36,8 @@ class Extensions(msgspec.Struct, frozen=True, kw_only=True):
     """Ids whose text this chunk completes."""
     text_offset: int | UnsetType = UNSET
     """Code points of raw generated text before this chunk."""
+    text_length: int | UnsetType = UNSET
+    """Code points of raw generated text in this chunk of a chat answer, tags included."""
     prompt_token_ids: list[int] | UnsetType = UNSET
     """In the first chunk of each prompt's first choice."""
 
