@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,10 @@ from tests.helpers.app_client import app_client
 from tests.helpers.sentence_model import SIZE, TEXTS, make_sentence_model
 from tests.helpers.server_process import ServerProcess
 from tgwui_k8s.api.tokenizer import Tokenizer
+from tgwui_k8s.contract import EmbeddingRequest, LoadRequest
+from tgwui_k8s.engine.client import EngineClient
+from tgwui_k8s.engine.messages import EngineSettings
+from tgwui_k8s.errors import DrainingError, EngineUnavailableError, OverloadedError
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -153,3 +159,48 @@ async def test_a_model_that_generates_embeds_nothing() -> None:
 
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "unsupported_parameter"
+
+
+@pytest.fixture(name="engine")
+async def _engine(folder: Path) -> AsyncIterator[EngineClient]:
+    client = EngineClient()
+    request = LoadRequest(model_path=str(folder), loader="Embeddings", num_threads=1)
+    await client.load(request, EngineSettings(max_num_seqs=2, max_waiting_requests=2))
+    yield client
+    await client.close()
+
+
+def long_request(name: str) -> EmbeddingRequest:
+    """A request that takes many steps."""
+    return EmbeddingRequest(request_id=name, token_id_lists=((7,) * 60,) * 4000)
+
+
+async def test_a_dead_engine_is_told_to_who_waits_for_vectors(engine: EngineClient) -> None:
+    """Nobody waits for a process that is gone; new requests learn it, too."""
+    waiting = asyncio.create_task(engine.embed(long_request("a")))
+    await asyncio.sleep(0)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+
+    with pytest.raises(EngineUnavailableError):
+        await waiting
+    with pytest.raises(EngineUnavailableError):
+        await engine.embed(long_request("b"))
+
+
+async def test_requests_end_early(engine: EngineClient) -> None:
+    """Cancelled, beyond the queue, or at a drain; what is not wanted is computed no further."""
+    cancelled = asyncio.create_task(engine.embed(long_request("0")))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    short = EmbeddingRequest(request_id="1", token_id_lists=((7, 8),))
+    assert len(await engine.embed(short)) == 4 * SIZE
+    assert engine.stats.num_requests_waiting == 0
+
+    waiting = [asyncio.create_task(engine.embed(long_request(name))) for name in "abc"]
+    done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert [type(task.exception()) for task in done] == [OverloadedError]
+    engine.abort_all(DrainingError("going"))
+    for task in others:
+        with pytest.raises(DrainingError):
+            await task
