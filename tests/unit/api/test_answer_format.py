@@ -234,3 +234,10 @@ def test_templates_tell_their_format(template, name):
     """By what they teach the model to write."""
     assert tool_format(template).name == name
     assert tool_format("{{ messages }}") is None
+
+
+def test_calls_that_nobody_reads_are_not_taken_for_others():
+    """Tools are refused by name then, instead of calls that come out as text."""
+    assert tool_format("<tool_call>\n<function=name>\n<parameter=key>") is None
+    assert tool_format("<tool_call>name\n<arg_key>key</arg_key>") is None
+    assert tool_format("<tool_call>\n<function=name>", "hermes").name == "hermes"

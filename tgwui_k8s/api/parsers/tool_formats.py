@@ -54,6 +54,8 @@ class ToolFormat:
     name: str
     signs: tuple[str, ...]
     """Any of these in a chat template tells the family."""
+    foreign_signs: tuple[str, ...] = ()
+    """And any of these, that it is another one after all."""
     marks: tuple[str, ...]
     """What a call begins with."""
     silent_marks: tuple[str, ...] = ()
@@ -227,6 +229,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         name="hermes",
         signs=("<tool_call>",),
+        foreign_signs=("<function=", "<arg_key>"),  # Qwen3-Coder's and GLM's calls are no JSON
         marks=("<tool_call>",),
         inner_marks=("</tool_call>",),
         make_body=lambda calls, mark: JsonBody(calls, "</tool_call>"),
@@ -234,7 +237,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ),
     ToolFormat(
         name="llama3-json",
-        signs=('"parameters": dictionary', '"parameters": '),
+        signs=('"parameters": dictionary',),
         marks=("<|python_tag|>", "{"),
         at_start_only=True,
         make_body=lambda calls, mark: (
@@ -260,7 +263,9 @@ def tool_format(template: str, name: str = "auto") -> ToolFormat | None:
     """The format by its `name`, or what a chat template tells of; None where it tells nothing."""
     for candidate in TOOL_FORMATS:
         if candidate.name == name or (
-            name == "auto" and any(sign in template for sign in candidate.signs)
+            name == "auto"
+            and any(sign in template for sign in candidate.signs)
+            and not any(sign in template for sign in candidate.foreign_signs)
         ):
             return candidate
     return None
