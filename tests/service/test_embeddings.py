@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from tests.helpers.api_server import make_backend, serving
 from tests.helpers.app_client import app_client
+from tests.helpers.engine_processes import until
 from tests.helpers.sentence_model import SIZE, TEXTS, make_sentence_model
 from tests.helpers.server_process import ServerProcess
 from tgwui_k8s.api.tokenizer import Tokenizer
@@ -195,7 +196,7 @@ async def test_requests_end_early(engine: EngineClient) -> None:
     cancelled.cancel()
     short = EmbeddingRequest(request_id="1", token_id_lists=((7, 8),))
     assert len(await engine.embed(short)) == 4 * SIZE
-    assert engine.stats.num_requests_waiting == 0
+    await until(lambda: engine.stats.num_requests_running + engine.stats.num_requests_waiting == 0)
 
     waiting = [asyncio.create_task(engine.embed(long_request(name))) for name in "abc"]
     done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
