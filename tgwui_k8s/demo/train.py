@@ -2,7 +2,7 @@
 
 A Llama of 4.3 million parameters, on text made from the templates in `corpus/`. The seed is
 fixed: the same machine and library versions give the same weights, others equally good ones.
-The weights in `model/` took 1100 steps, to a loss of 0.20: 19 minutes of processor time on one
+The weights in `model/` took 1100 steps, to a loss of 0.20: 17 minutes of processor time on one
 core (34 minutes by the clock, on a machine that was busy with other things).
 """
 
