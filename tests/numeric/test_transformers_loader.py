@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -56,11 +55,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits_of(runner: ModelRunner) -> np.ndarray:
     """Logits of the prompt."""
     return PagedDriver(runner).prefill(PROMPT)[1]
-
-
-def edit_json(path: Path, **fields: Any) -> None:
-    """Change some fields of a JSON file."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 # -------------------------------------------------------------------------------- what it loads

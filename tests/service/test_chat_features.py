@@ -182,6 +182,7 @@ def _schema(schema: Any) -> dict[str, Any]:
             "response_format.json_schema.scheme",
             "Unknown",
         ),
+        ({"guided_json": {"items": [{"const": 2**53 + 1}]}}, "guided_json", "2**53"),
         ({"guided_json": {"enum": ["x" * 200_000]}}, "guided_json", "longer"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),
         (

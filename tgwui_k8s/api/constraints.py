@@ -23,6 +23,8 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 """Between JSON's tokens. Bounded: small models would write line breaks for ever."""
 
+_LARGEST_INTEGER = 2**53
+
 _SCHEMA_MEMBERS = frozenset({"name", "description", "schema", "strict"})
 
 
@@ -77,6 +79,8 @@ def json_constraint(schema: Any, param: str) -> Constraint:
             raise _invalid(param, "expected a JSON schema, but got text that is no JSON") from None
     if not isinstance(schema, dict):
         raise _invalid(param, "expected a JSON schema, an object")
+    if not _is_exact(schema):
+        raise _invalid(param, "integers beyond 2**53 cannot be enforced")
     # Its own hints to the compiler are not the client's to set.
     schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITE_SPACE}}
     return Constraint(param, {"json_schema": schema})
@@ -127,6 +131,15 @@ def _of_response_format(response_format: Mapping[str, Any]) -> Constraint:
             code="unknown_parameter",
         )
     return json_constraint(asked.get("schema", ANY_OBJECT), f"{param}.schema")
+
+
+def _is_exact(value: Any) -> bool:
+    """False where a number in the schema is one that the grammar engine would round."""
+    if isinstance(value, dict):
+        return all(map(_is_exact, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_exact, value))
+    return not isinstance(value, int) or abs(value) <= _LARGEST_INTEGER
 
 
 def _lark(param: str, text: str) -> Constraint:
