@@ -183,6 +183,7 @@ def _schema(schema: Any) -> dict[str, Any]:
             "Unknown",
         ),
         ({"guided_json": {"items": [{"const": 2**53 + 1}]}}, "guided_json", "2**53"),
+        ({"guided_json": '{"items":' * 900 + "{}" + "}" * 900}, "guided_json", "levels deep"),
         ({"guided_json": {"enum": ["x" * 200_000]}}, "guided_json", "longer"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),
         (

@@ -7,7 +7,7 @@ that does not compile is the client's mistake and nobody else's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ MAX_GRAMMAR_LENGTH = 100_000
 """Characters: what is larger takes seconds to compile."""
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+MAX_SCHEMA_DEPTH = 100
 
 _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 """Between JSON's tokens. Bounded: small models would write line breaks for ever."""
@@ -79,6 +81,8 @@ def json_constraint(schema: Any, param: str) -> Constraint:
             raise _invalid(param, "expected a JSON schema, but got text that is no JSON") from None
     if not isinstance(schema, dict):
         raise _invalid(param, "expected a JSON schema, an object")
+    if _depth_exceeds(schema, MAX_SCHEMA_DEPTH):
+        raise _invalid(param, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
     if not _is_exact(schema):
         raise _invalid(param, "integers beyond 2**53 cannot be enforced")
     # Its own hints to the compiler are not the client's to set.
@@ -133,13 +137,24 @@ def _of_response_format(response_format: Mapping[str, Any]) -> Constraint:
     return json_constraint(asked.get("schema", ANY_OBJECT), f"{param}.schema")
 
 
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [inner for outer in level for inner in _inside(outer)]
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _is_exact(value: Any) -> bool:
     """False where a number in the schema is one that the grammar engine would round."""
-    if isinstance(value, dict):
-        return all(map(_is_exact, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_exact, value))
-    return not isinstance(value, int) or abs(value) <= _LARGEST_INTEGER
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        return False
+    return all(map(_is_exact, _inside(value)))
 
 
 def _lark(param: str, text: str) -> Constraint:
