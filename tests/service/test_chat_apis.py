@@ -9,7 +9,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.helpers.server_process import ServerProcess
 
@@ -28,7 +28,9 @@ RESULT = '{"temperature": 21}'
 
 
 class City(BaseModel):
-    """What structured answers are about."""
+    """What structured answers are about; other keys could go on for ever."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=20)
     inhabitants: int = Field(ge=0, le=40_000_000)

@@ -69,7 +69,7 @@ async def test_tokens_and_prompts_have_upstreams_shapes(
         ("/decode", {"tokens": [999]}, "tokens"),
         ("/token-count", {"text": "a", "more": 1}, "more"),
         ("/chat-prompt", {"messages": []}, "messages"),
-        ("/chat-prompt", {"messages": [{"role": "user", "content": "x"}], "tools": [1]}, "tools"),
+        ("/chat-prompt", {"messages": [{"role": "user", "content": "x"}], "tools": [1]}, "tools.0"),
         ("/logits", {"prompt": "a", "top_logits": 0}, "top_logits"),
         ("/logits", {"prompt": "a", "stream": True}, "stream"),
     ],

@@ -232,7 +232,7 @@ def test_a_compile_that_is_told_to_end_leaves_nothing(
         wait_until(lambda: neuron_host.count("cores") == seen + 1, seconds=60)
         assert os.listdir(tmp_path) == [f".artifacts.{compiling.pid}.new"]
         compiling.send_signal(signal.SIGTERM)
-        assert compiling.wait(30) == 1
+        assert compiling.wait(30) != 0
     finally:
         compiling.kill()
 
