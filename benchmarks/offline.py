@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ NUM_NEW = 128
 ENGINES = ("ours", "transformers")
 
 
-def prompts(num_prompts: int, vocab_size: int = 32000) -> list[list[int]]:
-    """Seeded token ids: one prompt of 128 tokens, or several of 42 to 248."""
+def prompts(num_prompts: int, run: int, vocab_size: int = 32000) -> list[list[int]]:
+    """Seeded token ids: one prompt of 128 tokens, or several of 42 to 248.
+
+    Other ones in every run, so that no prefix cache helps; the lengths stay.
+    """
     source = random.Random(num_prompts)
     lengths = [128] if num_prompts == 1 else [source.randint(42, 248) for _ in range(num_prompts)]
+    source = random.Random(f"{num_prompts} {run}")
     return [[source.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
 
 
@@ -96,26 +101,26 @@ class Transformers:
 def measure(engine: str, model: Path, started: float) -> dict[str, Any]:
     """What one process measures; `started` is when it was started."""
     runner = Ours(model) if engine == "ours" else Transformers(model)
-    single, many = prompts(1), prompts(16)
-    runner.generate(single, 1)
+    runner.generate(prompts(1, 0), 1)
     figures: dict[str, Any] = {"start_s": time.time() - started}
-    figures["ttft_s"] = _median(lambda: runner.generate(single, 1))
-    whole = _median(lambda: runner.generate(single, NUM_NEW))
+    figures["ttft_s"] = _median(lambda run: runner.generate(prompts(1, run), 1), first_run=1)
+    whole = _median(lambda run: runner.generate(prompts(1, run), NUM_NEW), first_run=11)
     figures["single_tok_s"] = (NUM_NEW - 1) / (whole - figures["ttft_s"])
-    figures["batch_tok_s"] = len(many) * NUM_NEW / _median(lambda: runner.generate(many, NUM_NEW))
+    seconds = _median(lambda run: runner.generate(prompts(16, run), NUM_NEW), first_run=1)
+    figures["batch_tok_s"] = 16 * NUM_NEW / seconds
     figures["anon_gib"] = _anonymous_memory() / 2**30
-    token_ids = prompts(1)[0]
+    token_ids = prompts(1, 0)[0]
     expected = Transformers(model, "float32").logits(token_ids)
     figures["logit_gap"] = float(np.abs(runner.logits(token_ids) - expected).mean())
     figures["logit_std"] = float(expected.std())
     return figures
 
 
-def _median(work: Any, runs: int = 3) -> float:
+def _median(work: Callable[[int], None], *, first_run: int) -> float:
     seconds = []
-    for _ in range(runs):
+    for run in range(first_run, first_run + 3):
         begin = time.perf_counter()
-        work()
+        work(run)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
 
