@@ -17,7 +17,7 @@ from tgwui_k8s.registry import available
 
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE = 500
-FORBIDDEN = re.compile(r"/work/|\.\./shared")
+FORBIDDEN = re.compile(re.escape(f"{ROOT}/") + r"|\.{2}/shared")
 
 
 def tracked(*patterns: str) -> list[Path]:
