@@ -11,6 +11,7 @@ from pathlib import Path
 from tgwui_k8s.config import EngineSection, ModelSettings, Settings
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.engine.messages import EngineSettings
+from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.settings import loader_options
 from tgwui_k8s.storage.infer import infer_loader
 from tgwui_k8s.storage.loader_names import FAKE, NEURON, canonical_loader_name
@@ -62,14 +63,21 @@ def served_names(model: ModelSettings, path: Path) -> tuple[str, ...]:
 
 
 def _options(settings: Settings, loader: str) -> dict[str, str]:
-    """What `--loader-option` says, and the flags that are the chosen loader's options."""
+    """What `--loader-option` says, and the flags that are the chosen loader's options.
+
+    Raises `UnsupportedModelError` for Neuron's flags with another loader.
+    """
     options = loader_options(settings.model.loader_option)
-    if loader != NEURON:
-        return options
     for field in fields(settings.neuron):
         value = getattr(settings.neuron, field.name)
-        if value != field.default:
-            options.setdefault(field.name.removeprefix("neuron_"), str(value))
+        if value == field.default:
+            continue
+        if loader != NEURON:
+            raise UnsupportedModelError(
+                f"--{field.name.replace('_', '-')} is for the loader {NEURON}, and "
+                f"'{settings.model.model}' gets {loader}: leave it out, or say --loader {NEURON}"
+            )
+        options.setdefault(field.name.removeprefix("neuron_"), str(value))
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import random
 from pathlib import Path
@@ -330,14 +331,17 @@ def test_mistral_runs_as_llama_does(tmp_path: Path, neuron: NeuronHost) -> None:
     assert answer(load(folder), request("x", prompt, 12)) == greedy(folder, prompt, 12)
 
 
+class Poisoned:
+    """Stands for torch.cuda."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"torch.cuda.{name} was touched")
+
+
 def test_no_other_device_is_ever_touched(
     model: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole path runs where torch.cuda raises at the slightest touch."""
-
-    class Poisoned:
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError(f"torch.cuda.{name} was touched")
 
     compile_model(get_loader("Neuron"), model, **TINY)
     monkeypatch.setattr(torch, "cuda", Poisoned())
@@ -347,6 +351,25 @@ def test_no_other_device_is_ever_touched(
 
     assert len(answer(runner, request("x", [7, 8], 6, ignore_eos=True))) == 6
     runner.close()
+
+
+def test_the_library_s_own_loop_touches_no_other_device_either(
+    model: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeding too: torch.manual_seed asks torch.cuda."""
+    compile_model(get_loader("Neuron"), model, **{**TINY, "batch_size": 1}, mode="sample")
+    monkeypatch.setattr(torch, "cuda", Poisoned())
+
+    async def answer_of(backend: Any) -> int:
+        params = SamplingParams(max_tokens=6, temperature=1.0, ignore_eos=True)
+        asked = GenerationRequest(request_id="x", prompt_token_ids=(7, 8), params=params)
+        deltas = [delta async for some in backend.generate(asked) for delta in some]
+        await backend.close()
+        return sum(len(delta.token_ids) for delta in deltas)
+
+    asked = LoadRequest(model_path=str(model), loader="Neuron", options={"mode": "sample"})
+    backend = get_loader("Neuron").load(asked, lambda progress: None)
+    assert asyncio.run(answer_of(backend)) == 6
 
 
 def test_the_stand_in_pads_heads_as_the_plan_does(neuron: NeuronHost) -> None:

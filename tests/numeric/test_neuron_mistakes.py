@@ -1,6 +1,7 @@
 """One deliberate mistake at a time in the Neuron loader: the stand-in, or the text, shows each.
 
 What would pass here unseen would pass on hardware too, and give wrong text or take every core.
+The mistakes are numbered by the rule of the library that they break; every rule has one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.neuron import examine as examination
 from tgwui_k8s.registry import get_loader
 from tgwui_k8s.runtime.neuron import transformers_neuronx as adapter
+from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend
 from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
 from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
 from tgwui_k8s.sampling import SamplingParams
@@ -33,7 +36,30 @@ Mistake = Callable[[pytest.MonkeyPatch], None]
 
 NEVER_ENDS = 511
 PROMPTS = ([7, 8, 9], [7], [40] * 20, [5, 6])
-SAMPLE = {**TINY, "mode": "sample", "batch_size": 1}
+SAMPLE = {**TINY, "mode": "sample", "batch_size": 1, "context_buckets": "16,32"}
+
+RULES = {
+    1: "construction: exact types, unknown keywords swallowed",
+    2: "from_pretrained reads config and weights of its folder",
+    3: "nothing runs before to_neuron()",
+    4: "load() is lazy, to_neuron() misses what is not there and never compiles",
+    5: "any other parameter misses the saved graphs",
+    6: "cores are charged, and never more than wanted",
+    7: "one hold of the device",
+    8: "sample() counts the prompt into its length",
+    9: "prompts have two dimensions and the compiled batch",
+    10: "beyond n_positions is a bare StopIteration",
+    11: "numbers are floats, top_k is at least 1",
+    12: "draws come from the global generator",
+    13: "a streamer is asked whether it is true",
+    14: "stopping criteria are one callable",
+    15: "left padding needs start_ids",
+    16: "what exceeds the buckets runs token by token",
+    17: "calls do not overlap",
+    18: "unknown keywords of sample() have no effect",
+    19: "forward(): slots, positions, every live slot in every decode",
+    20: "logits are float32 [rows, vocab], in the order of the rows",
+}
 
 
 @pytest.fixture(scope="module", name="model")
@@ -77,33 +103,78 @@ def texts(runner: ModelRunner) -> list[list[int]]:
     return tokens
 
 
-class Wrapped:
-    """The library's model, its calls changed by `change` on their way."""
+def sampled(backend: SampleBackend) -> list[list[int]]:
+    """Greedy, drawn, and too long for the buckets, one after the other; -1 where refused."""
+    asked = [
+        ([7, 8, 9], SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)),
+        ([5, 6], SamplingParams(max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)),
+        ([40] * 40, SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)),
+    ]
 
-    def __init__(self, model: Any, change: Callable[..., tuple[Any, ...]]) -> None:
+    async def collect() -> list[list[int]]:
+        answers = []
+        for number, (prompt, params) in enumerate(asked):
+            request = GenerationRequest(
+                request_id=str(number), prompt_token_ids=tuple(prompt), params=params
+            )
+            deltas = [delta async for some in backend.generate(request) for delta in some]
+            answers.append([token for delta in deltas for token in delta.token_ids or (-1,)])
+        await backend.close()
+        return answers
+
+    return asyncio.run(collect())
+
+
+class Wrapped:
+    """The library's model, its calls changed by one of the two on their way."""
+
+    def __init__(
+        self,
+        model: Any,
+        forward: Callable[..., tuple[Any, ...]] | None = None,
+        sample: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> None:
         self._model = model
-        self._change = change
+        self._forward = forward
+        self._sample = sample
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, ids: Any, *, cache_ids: Any, start_ids: Any) -> Any:
-        arguments, keywords = self._change(ids, cache_ids, start_ids)
+        keywords = {"cache_ids": cache_ids, "start_ids": start_ids}
+        if self._forward is None:
+            return self._model(ids, **keywords)
+        arguments, keywords = self._forward(ids, cache_ids, start_ids)
         return self._model(*arguments, **keywords)
 
+    def sample(self, ids: Any, length: int, **options: Any) -> Any:
+        if self._sample is None:
+            return self._model.sample(ids, length, **options)
+        ids, length, options = self._sample(ids, length, options)
+        return self._model.sample(ids, length, **options)
 
-def calling(change: Callable[..., tuple[Any, ...]]) -> Mistake:
-    """A mistake in what `forward()` is given."""
 
+def wrapping(**changes: Callable[..., tuple[Any, ...]]) -> Mistake:
     def make(patch: pytest.MonkeyPatch) -> None:
         build = TransformersNeuronx.__init__
 
         def init(self: Any, model: Any, *others: Any) -> None:
-            build(self, Wrapped(model, change), *others)
+            build(self, Wrapped(model, **changes), *others)
 
         patch.setattr(TransformersNeuronx, "__init__", init)
 
     return make
+
+
+def calling(change: Callable[..., tuple[Any, ...]]) -> Mistake:
+    """A mistake in what `forward()` is given."""
+    return wrapping(forward=change)
+
+
+def sampling(change: Callable[..., tuple[Any, ...]]) -> Mistake:
+    """A mistake in what `sample()` is given."""
+    return wrapping(sample=change)
 
 
 def without_slots(ids: Any, cache_ids: Any, start_ids: Any) -> tuple[Any, ...]:
@@ -177,22 +248,51 @@ def compile_instead_of_load(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TransformersNeuronx, "load", lambda self, folder: self.compile_and_load())
 
 
-def unknown_setting(patch: pytest.MonkeyPatch) -> None:
-    build = TransformersNeuronx.build.__func__  # type: ignore[attr-defined]
+def building(change: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> Mistake:
+    """A mistake in what `from_pretrained()` is given."""
 
-    def misspelt(cls: Any, *arguments: Any, **keywords: Any) -> Any:
-        import transformers_neuronx
+    def make(patch: pytest.MonkeyPatch) -> None:
+        build = TransformersNeuronx.build.__func__  # type: ignore[attr-defined]
 
-        original = transformers_neuronx.LlamaForSampling.from_pretrained
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(
-                transformers_neuronx.LlamaForSampling,
-                "from_pretrained",
-                lambda path, **settings: original(path, **settings, max_length=128),
-            )
-            return build(cls, *arguments, **keywords)
+        def changed(cls: Any, *arguments: Any, **keywords: Any) -> Any:
+            from transformers_neuronx import LlamaForSampling
 
-    patch.setattr(TransformersNeuronx, "build", classmethod(misspelt))
+            original = LlamaForSampling.from_pretrained
+
+            def from_pretrained(path: str, **settings: Any) -> Any:
+                path, settings = change(path, settings)
+                return original(path, **settings)
+
+            with pytest.MonkeyPatch.context() as inner:
+                inner.setattr(LlamaForSampling, "from_pretrained", from_pretrained)
+                return build(cls, *arguments, **keywords)
+
+        patch.setattr(TransformersNeuronx, "build", classmethod(changed))
+
+    return make
+
+
+def unknown_setting(path: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return path, {**settings, "max_length": 128}
+
+
+def amp_as_torch_says(path: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return path, {**settings, "amp": "bfloat16"}
+
+
+def folder_above(path: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return str(Path(path).parent), settings
+
+
+def never_on_the_device(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TransformersNeuronx, "load", lambda self, folder: self._model.load(str(folder)))
+
+
+def graphs_of_another_folder(patch: pytest.MonkeyPatch) -> None:
+    original = TransformersNeuronx.load
+    patch.setattr(
+        TransformersNeuronx, "load", lambda self, folder: original(self, folder.parent / "graphs")
+    )
 
 
 def load_twice(patch: pytest.MonkeyPatch) -> None:
@@ -209,51 +309,152 @@ def other_length(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(adapter, "_positions", lambda model_type, parameters: parameters.n_positions + 1)
 
 
-MISTAKES: dict[str, Mistake] = {
-    "slots left out": calling(without_slots),
-    "positions left out": calling(without_positions),
-    "positions in one dimension": calling(flat_positions),
-    "position too far": calling(position_too_far),
-    "position not moved": calling(position_again),
-    "a live slot left out of a decode": calling(one_row_less),
-    "a short prompt as a decode": calling(short_prompt_as_decode),
-    "padding taken for text": calling(pad_seen),
-    "wrong slot": calling(wrong_slot),
-    "unknown keyword of forward": calling(unknown_keyword),
-    "logits in another order": rows_out_of_order,
-    "decodes not in step": uneven_decodes,
-    "every core taken": all_cores,
-    "compiling instead of loading": compile_instead_of_load,
-    "unknown setting of the model": unknown_setting,
-    "loaded twice": load_twice,
-    "another length than compiled": other_length,
+# ------------------------------------------------------------------- in the library's own loop
+
+
+def new_tokens_as_length(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids, length - ids.shape[1] + 1, options
+
+
+def flat_prompt(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids[0], length, options
+
+
+def prompt_twice(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids.repeat(2, 1), length, options
+
+
+def past_the_last_position(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids, length + int(TINY["n_positions"]), options
+
+
+def whole_temperature(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids, length, {**options, "temperature": 1}
+
+
+def draw_in_between(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    torch.rand(1)
+    return ids, length, options
+
+
+def criteria_as_a_list(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids, length, {**options, "stopping_criteria_list": [lambda ids, scores: False]}
+
+
+def padded_without_saying(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return torch.nn.functional.pad(ids, (4, 0)), length + 4, options
+
+
+def seed_as_keyword(ids: Any, length: int, options: Any) -> tuple[Any, ...]:
+    return ids, length, {**options, "seed": 3}
+
+
+def streamer_with_a_length(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(adapter._Streamer, "__len__", lambda self: 0, raising=False)
+
+
+def prompts_beyond_the_buckets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SampleBackend, "_refuse", lambda self, call, index: None)
+
+
+def call_within_a_call(patch: pytest.MonkeyPatch) -> None:
+    original = TransformersNeuronx.sample
+
+    def sample(self: Any, call: Any, on_token: Any) -> None:
+        original(self, call, lambda token: original(self, call, on_token))
+
+    patch.setattr(TransformersNeuronx, "sample", sample)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake, the rule it breaks, and whether it is made in the library's own loop."""
+
+    rule: int
+    mistake: Mistake
+    in_sample: bool = False
+
+
+MISTAKES: dict[str, Case] = {
+    "unknown setting of the model": Case(1, building(unknown_setting)),
+    "amp under another name": Case(1, building(amp_as_torch_says)),
+    "the folder above the model": Case(2, building(folder_above)),
+    "asked before it is on the device": Case(3, never_on_the_device),
+    "compiling instead of loading": Case(4, compile_instead_of_load),
+    "graphs of another folder": Case(4, graphs_of_another_folder),
+    "another length than compiled": Case(5, other_length),
+    "every core taken": Case(6, all_cores),
+    "loaded twice": Case(7, load_twice),
+    "new tokens as the whole length": Case(8, sampling(new_tokens_as_length), in_sample=True),
+    "a prompt of one dimension": Case(9, sampling(flat_prompt), in_sample=True),
+    "another batch than compiled": Case(9, sampling(prompt_twice), in_sample=True),
+    "past the last position": Case(10, sampling(past_the_last_position), in_sample=True),
+    "a temperature that is no float": Case(11, sampling(whole_temperature), in_sample=True),
+    "a draw between seed and sample": Case(12, sampling(draw_in_between), in_sample=True),
+    "a streamer that is false": Case(13, streamer_with_a_length, in_sample=True),
+    "stopping criteria as a list": Case(14, sampling(criteria_as_a_list), in_sample=True),
+    "padding without saying so": Case(15, sampling(padded_without_saying), in_sample=True),
+    "a prompt beyond the buckets": Case(16, prompts_beyond_the_buckets, in_sample=True),
+    "a call within a call": Case(17, call_within_a_call, in_sample=True),
+    "the seed as a keyword": Case(18, sampling(seed_as_keyword), in_sample=True),
+    "slots left out": Case(19, calling(without_slots)),
+    "positions left out": Case(19, calling(without_positions)),
+    "positions in one dimension": Case(19, calling(flat_positions)),
+    "position too far": Case(19, calling(position_too_far)),
+    "position not moved": Case(19, calling(position_again)),
+    "a live slot left out of a decode": Case(19, calling(one_row_less)),
+    "a short prompt as a decode": Case(19, calling(short_prompt_as_decode)),
+    "padding taken for text": Case(19, calling(pad_seen)),
+    "wrong slot": Case(19, calling(wrong_slot)),
+    "unknown keyword of forward": Case(19, calling(unknown_keyword)),
+    "decodes not in step": Case(19, uneven_decodes),
+    "logits in another order": Case(20, rows_out_of_order),
 }
 
 
+def test_every_rule_of_the_library_has_a_mistake() -> None:
+    """A rule without one could be dropped from the stand-in, and no test would notice."""
+    assert {case.rule for case in MISTAKES.values()} == RULES.keys()
+
+
 def test_without_a_mistake_nothing_is_seen(
-    model: Path, artifacts: Path, neuron: NeuronHost
+    model: Path, artifacts: Path, neuron: NeuronHost, tmp_path: Path
 ) -> None:
     """Otherwise the tests below would show nothing."""
+    compile_model(get_loader("Neuron"), model, **SAMPLE, artifacts=tmp_path / "sample")
     compiles = neuron.count("compile")
 
     assert [len(text) for text in texts(load(model, artifacts=artifacts))] == [6] * 4
+    neuron.restart()
+    answers = sampled(load(model, artifacts=tmp_path / "sample"))
+    assert [len(text) for text in answers] == [6, 6, 1]
     assert neuron.violations() == []
     assert neuron.count("compile") == compiles
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_seen(
-    name: str, model: Path, artifacts: Path, neuron: NeuronHost, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: Path,
+    artifacts: Path,
+    neuron: NeuronHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As an error, as a violation, as a compile, or in the text."""
-    right = texts(load(model, artifacts=artifacts))
+    case = MISTAKES[name]
+    read: Callable[[Any], list[list[int]]] = texts
+    if case.in_sample:
+        read, artifacts = sampled, tmp_path / "sample"
+        compile_model(get_loader("Neuron"), model, **SAMPLE, artifacts=artifacts)
+    right = read(load(model, artifacts=artifacts))
     neuron.restart()
     compiles = neuron.count("compile")
-    MISTAKES[name](monkeypatch)
+    case.mistake(monkeypatch)
     wrong: list[list[int]] | None = None
 
     with suppress(Exception):
-        wrong = texts(load(model, artifacts=artifacts))
+        wrong = read(load(model, artifacts=artifacts))
 
     assert wrong != right or neuron.violations() or neuron.count("compile") > compiles
 
@@ -310,5 +511,5 @@ def test_wrong_types_end_in_an_error_and_not_in_silence(
     async def collect() -> list[Any]:
         return [deltas async for deltas in backend.generate(request)]
 
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
         asyncio.run(collect())

@@ -130,3 +130,18 @@ def test_clients_know_the_model_by(flags: dict[str, Any], names: tuple[str, ...]
     model = load_settings(flags, {})[0].model
 
     assert names == served_names(model, Path(model.model))
+
+
+def test_flags_of_neuron_are_refused_with_another_loader(model_dir: Path) -> None:
+    """A flag that nobody reads would be ignored: whoever sets it believes in 12 cores."""
+    with pytest.raises(UnsupportedModelError, match=r"--tp-degree is for .*Neuron.*Transformers"):
+        request_for(model_dir, model="llama", tp_degree="12")
+
+
+def test_flags_of_neuron_become_its_options(model_dir: Path) -> None:
+    """Under the names its loader knows; what was left alone is not passed on."""
+    request = request_for(
+        model_dir, model="llama", loader="Neuron", tp_degree="12", neuron_mode="sample"
+    )
+
+    assert request.options == {"tp_degree": "12", "mode": "sample"}

@@ -23,6 +23,7 @@ from tgwui_k8s.neuron.optimum_export import Export, read_export, why_export_unus
 from tgwui_k8s.neuron.options import NeuronOptions, parse_options
 from tgwui_k8s.neuron.parameters import Parameters, decide
 from tgwui_k8s.neuron.plan import Plan, check_memory
+from tgwui_k8s.neuron.rope_config import check_rope
 from tgwui_k8s.neuron.shape import ModelShape
 from tgwui_k8s.neuron.visible_cores import Host, find_host
 from tgwui_k8s.storage.model_files import read_json
@@ -70,6 +71,7 @@ def examine(request: LoadRequest, environ: Mapping[str, str], root: Path = _ROOT
         export = read_export(folder.path)
         parameters = export.parameters
     else:
+        check_rope(config)
         manifest = read_manifest(folder.artifacts)
         parameters = decide(
             options,

@@ -311,3 +311,50 @@ def test_parameters_survive_the_way_through_a_file(model: Path) -> None:
     assert written is not None
     assert written.parameters == found.parameters
     assert msgspec.json.decode(msgspec.json.encode(written), type=type(written)) == written
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 500000.0, **LLAMA3}, "rope_theta": 500000.0},
+        {"rope_parameters": {"rope_theta": 10000.0, **LLAMA3}, "rope_scaling": {"type": "linear"}},
+    ],
+)
+def test_rope_that_the_old_transformers_would_not_see_is_refused(
+    model: Path, config: dict[str, Any]
+) -> None:
+    """The message has the lines to add, and with them the model is taken."""
+    path = model / "model" / "config.json"
+    path.write_text(json.dumps(CONFIG | config))
+
+    with pytest.raises(UnsupportedModelError, match="rope_parameters") as caught:
+        look(model)
+
+    added = json.loads("{" + str(caught.value).partition("Add to it: ")[2] + "}")
+    path.write_text(json.dumps(CONFIG | config | added))
+    look(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA3},
+        {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5.0, **LLAMA3}, "rope_theta": 5, "rope_scaling": LLAMA3},
+    ],
+)
+def test_rope_that_it_sees_is_fine(model: Path, config: dict[str, Any]) -> None:
+    """Old files, default ones, and files that say it twice."""
+    (model / "model" / "config.json").write_text(json.dumps(CONFIG | config))
+
+    look(model)

@@ -155,7 +155,7 @@ class TransformersNeuronx:
         length = len(call.prompt) + call.max_tokens
         if not 0 < len(call.prompt) < length <= self._n_positions:
             raise ValueError(f"{length} positions asked for, {self._n_positions} compiled")
-        torch.manual_seed(call.seed)
+        torch.default_generator.manual_seed(call.seed)  # torch.manual_seed would ask CUDA
         options: dict[str, Any] = {"top_k": call.top_k, "streamer": _Streamer(call, on_token)}
         if self.ends_at_tokens:
             options |= {
