@@ -16,10 +16,10 @@ from typing import cast
 from tgwui_k8s import errors
 from tgwui_k8s.api.app import create_app
 from tgwui_k8s.api.docs import openapi_document
-from tgwui_k8s.api.errors import STATUS_AND_TYPE
 from tgwui_k8s.api.field_table import field_table
 from tgwui_k8s.api.state import EngineBackend, ServerState
 from tgwui_k8s.config import SECTIONS, ObservabilitySettings, Settings
+from tgwui_k8s.error_envelope import STATUS_AND_TYPE
 from tgwui_k8s.neuron.instances import INSTANCES
 from tgwui_k8s.neuron.plan_table import COLUMNS, plan_rows
 from tgwui_k8s.neuron.shape import KNOWN_SHAPES

@@ -42,9 +42,11 @@ def answer_head(response_id: str, model: ServedModel) -> dict[str, Any]:
 
 def extensions(plan: Plan, chunk: ChoiceChunk) -> dict[str, Any]:
     """With `return_token_ids`: the members of a choice that let it be resumed elsewhere."""
-    members: dict[str, Any] = {"token_ids": chunk.token_ids, "text_offset": chunk.text_offset}
-    if plan.make_parser is not None:
-        members["text_length"] = len(chunk.text)
+    members: dict[str, Any] = {
+        "token_ids": chunk.token_ids,
+        "text_offset": chunk.text_offset,
+        "text_length": len(chunk.text),
+    }
     prompt_index, place = divmod(chunk.index, plan.num_choices)
     if chunk.is_first and place == 0:
         members["prompt_token_ids"] = list(plan.requests[prompt_index].prompt_token_ids)

@@ -22,8 +22,8 @@ from starlette.routing import BaseRoute
 
 from tgwui_k8s import __version__
 from tgwui_k8s.api.body import BODY_KEY, DEFINITIONS, DEFINITIONS_KEY
-from tgwui_k8s.api.errors import ANTHROPIC_PATHS
 from tgwui_k8s.api.plain_route import PlainRoute
+from tgwui_k8s.error_envelope import ANTHROPIC_PATHS
 
 PAGE = Path(__file__).with_name("docs.html")
 

@@ -1,14 +1,8 @@
-"""Errors as HTTP: one table from error class to status, and an envelope around all of them.
-
-    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
-
-That is OpenAI's; routes that speak Anthropic's API answer in its own, from a table of its own:
-
-    {"type": "error", "error": {"type": str, "message": str}}
+"""Every exception as the HTTP answer it deserves.
 
 Everything that can go wrong becomes a `RequestError` first (`as_request_error`), so that there is
-one way to render it, for JSON answers and for errors inside a stream alike. Messages are bounded
-and name no folder; stacks go to the log only.
+one way to render it (`tgwui_k8s.error_envelope`), for JSON answers and for errors inside a stream
+alike. Messages name no folder; stacks go to the log only.
 """
 
 from __future__ import annotations
@@ -22,55 +16,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from tgwui_k8s.error_envelope import (
+    ANTHROPIC_PATHS,
+    anthropic_envelope,
+    anthropic_status_of,
+    envelope,
+    error_headers,
+    status_of,
+)
 from tgwui_k8s.errors import (
-    AuthenticationError,
-    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
     ModelNotFoundError,
     NotFoundError,
-    OverloadedError,
     PayloadTooLargeError,
-    PermissionDeniedError,
     RequestError,
     StartupError,
     TgwuiError,
-    UnavailableError,
     UsageError,
 )
-
-STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
-    InvalidRequestError: (400, "invalid_request_error"),
-    AuthenticationError: (401, "invalid_request_error"),
-    PermissionDeniedError: (403, "permission_error"),
-    NotFoundError: (404, "invalid_request_error"),
-    MethodNotAllowedError: (405, "invalid_request_error"),
-    PayloadTooLargeError: (413, "invalid_request_error"),
-    InternalError: (500, "server_error"),
-    UnavailableError: (503, "server_error"),
-    DeadlineExceededError: (504, "server_error"),
-}
-"""The status and OpenAI `type` of every error class; a subclass takes its nearest ancestor's."""
-
-ANTHROPIC_PATHS = "/v1/messages"
-"""Paths that begin like this have Anthropic's envelope and statuses."""
-
-ANTHROPIC_STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
-    InvalidRequestError: (400, "invalid_request_error"),
-    AuthenticationError: (401, "authentication_error"),
-    PermissionDeniedError: (403, "permission_error"),
-    NotFoundError: (404, "not_found_error"),
-    MethodNotAllowedError: (405, "invalid_request_error"),
-    PayloadTooLargeError: (413, "request_too_large"),
-    InternalError: (500, "api_error"),
-    UnavailableError: (503, "overloaded_error"),
-    OverloadedError: (529, "overloaded_error"),
-    DeadlineExceededError: (504, "timeout_error"),
-}
-"""The same for Anthropic's API, which has a status of its own for a full queue."""
-
-MAX_MESSAGE_CHARS = 1000
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
 
@@ -111,46 +76,14 @@ def http_error(error: HTTPException, request: Request) -> RequestError:
     return InvalidRequestError(str(error.detail))
 
 
-def status_of(error: RequestError) -> int:
-    """The HTTP status of an error."""
-    return _row(error)[0]
-
-
 def error_body(error: BaseException) -> dict[str, dict[str, object]]:
-    """OpenAI's envelope for an error, as a JSON object."""
-    request_error = as_request_error(error)
-    return {
-        "error": {
-            "message": shorten(request_error.message, MAX_MESSAGE_CHARS),
-            "type": _row(request_error)[1],
-            "param": request_error.param,
-            "code": request_error.code,
-            **request_error.details,
-        }
-    }
+    """OpenAI's envelope for any exception, as a JSON object."""
+    return envelope(as_request_error(error))
 
 
 def anthropic_error_body(error: BaseException) -> dict[str, object]:
-    """Anthropic's envelope for an error, as a JSON object."""
-    request_error = as_request_error(error)
-    message = shorten(request_error.message, MAX_MESSAGE_CHARS)
-    _, kind = _row(request_error, ANTHROPIC_STATUS_AND_TYPE)
-    return {"type": "error", "error": {"type": kind, "message": message}}
-
-
-def error_headers(error: RequestError) -> dict[str, str]:
-    """What clients act upon: when to come back, and whether to try again at all."""
-    if isinstance(error, UnavailableError):
-        return {"retry-after": str(error.retry_after_seconds)}
-    is_final = isinstance(error, InternalError) and not error.retryable
-    if is_final or isinstance(error, DeadlineExceededError):
-        return {"x-should-retry": "false"}
-    if isinstance(error, PayloadTooLargeError):
-        # What is left of the body is not read, so nothing else can follow on this connection.
-        return {"connection": "close"}
-    if isinstance(error, AuthenticationError):
-        return {"www-authenticate": "Bearer"}
-    return {}
+    """Anthropic's envelope for any exception, as a JSON object."""
+    return anthropic_envelope(as_request_error(error))
 
 
 def error_response(
@@ -160,9 +93,9 @@ def error_response(
     request_error = as_request_error(error)
     headers = {**error_headers(request_error), **(extra_headers or {})}
     if path.startswith(ANTHROPIC_PATHS):
-        status, _ = _row(request_error, ANTHROPIC_STATUS_AND_TYPE)
-        return JSONResponse(anthropic_error_body(request_error), status, headers)
-    return JSONResponse(error_body(request_error), status_of(request_error), headers)
+        status = anthropic_status_of(request_error)
+        return JSONResponse(anthropic_envelope(request_error), status, headers)
+    return JSONResponse(envelope(request_error), status_of(request_error), headers)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -183,11 +116,6 @@ HANDLED: tuple[type[Exception], ...] = (
 """What `create_app` routes to `handle_error`; the rest is a bug and `api.middleware` logs it."""
 
 
-def shorten(text: str, max_chars: int) -> str:
-    """The text, cut where it is longer than `max_chars`."""
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-
-
 def without_folders(text: str) -> str:
     """Absolute paths cut down to their last part: clients need not know where files lie."""
     return _FOLDERS.sub("", text)
@@ -199,12 +127,3 @@ def _allowed_methods(error: HTTPException) -> dict[str, str]:
     if "GET" in methods and "HEAD" not in methods:
         methods.append("HEAD")
     return {"allow": ", ".join(methods)} if methods[0] else {}
-
-
-def _row(
-    error: RequestError, table: Mapping[type[TgwuiError], tuple[int, str]] = STATUS_AND_TYPE
-) -> tuple[int, str]:
-    for error_class in type(error).__mro__:
-        if error_class in table:
-            return table[error_class]
-    return table[InternalError]

@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import cast
 
 from tgwui_k8s.api.choice import Choice, ChoiceChunk
-from tgwui_k8s.api.errors import as_request_error, status_of
+from tgwui_k8s.api.errors import as_request_error
 from tgwui_k8s.api.plan import Plan, PromptRun
 from tgwui_k8s.api.request_times import RequestTimes
 from tgwui_k8s.api.schemas.responses import PromptTokensDetails, Usage
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.api.transcript import Transcript
 from tgwui_k8s.contract import TokenDelta, TopLogprobs
+from tgwui_k8s.error_envelope import status_of
 from tgwui_k8s.errors import (
     ContextLengthError,
     DeadlineExceededError,

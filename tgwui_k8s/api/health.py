@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from tgwui_k8s.api.errors import error_body, error_headers, status_of
+from tgwui_k8s.api.errors import error_body
 from tgwui_k8s.api.plain_route import PlainRoute
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.error_envelope import error_headers, status_of
 from tgwui_k8s.errors import (
     EngineUnavailableError,
     ModelNotReadyError,

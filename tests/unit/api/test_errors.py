@@ -13,16 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from tgwui_k8s import errors
 from tgwui_k8s.api.errors import (
-    MAX_MESSAGE_CHARS,
-    STATUS_AND_TYPE,
     as_request_error,
     error_body,
     error_response,
     handle_error,
     http_error,
-    status_of,
     without_folders,
 )
+from tgwui_k8s.error_envelope import MAX_MESSAGE_CHARS, STATUS_AND_TYPE, status_of
 
 REQUEST_ERRORS = [
     cls

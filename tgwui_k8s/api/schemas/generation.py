@@ -99,8 +99,8 @@ class GenerationFields(SamplingFields):
     )
     speculative: Any = refused("Speculative decoding is not there yet.", neutral=(False,))
     return_token_ids: bool | None = honoured(
-        "`token_ids` and `text_offset` on every choice, `prompt_token_ids` on the first of every "
-        "prompt; in chat `text_length`, too: the raw text is more than what is shown of it."
+        "`token_ids`, `text_offset` and `text_length` on every choice (of the raw text, which is "
+        "more than a chat answer shows), `prompt_token_ids` on the first of every prompt."
     )
     resume_token_ids: list[list[TokenId]] | None = honoured(
         "Per choice: tokens the same request has generated elsewhere; generation goes on after "

@@ -37,7 +37,7 @@ class Extensions(msgspec.Struct, frozen=True, kw_only=True):
     text_offset: int | UnsetType = UNSET
     """Code points of raw generated text before this chunk."""
     text_length: int | UnsetType = UNSET
-    """Code points of raw generated text in this chunk of a chat answer, tags included."""
+    """Code points of raw generated text in this chunk: tags of a chat answer included, echo not."""
     prompt_token_ids: list[int] | UnsetType = UNSET
     """In the first chunk of each prompt's first choice."""
 
