@@ -1,0 +1,72 @@
+"""What can go wrong between gateway and endpoint: data for retry and breaker, not for clients.
+
+ExchangeError
+├── ConnectFailedError      refused, unreachable, unknown name, TLS
+├── ConnectionLostError     reset or closed before the answer was complete
+├── BrokenFramingError      what came is not the HTTP or the event stream it should be
+├── PhaseTimeoutError       nothing came within the phase's time
+└── EndpointError           the endpoint answered, with an error
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tgwui_k8s.errors import TgwuiError
+
+Phase = Literal["connect", "first_byte", "between_chunks", "total"]
+
+
+class ExchangeError(TgwuiError):
+    """An exchange with an endpoint did not come to its end."""
+
+    reason = "error"
+    """One word for metrics and log lines."""
+
+
+class ConnectFailedError(ExchangeError):
+    """No connection to the endpoint."""
+
+    reason = "connect"
+
+
+class ConnectionLostError(ExchangeError):
+    """The connection ended before the answer did."""
+
+    reason = "connection_lost"
+
+
+class BrokenFramingError(ExchangeError):
+    """The endpoint does not speak the protocol it should."""
+
+    reason = "framing"
+
+
+class PhaseTimeoutError(ExchangeError):
+    """The endpoint was silent for too long."""
+
+    def __init__(self, phase: Phase, seconds: float) -> None:
+        super().__init__(f"the endpoint took more than {seconds:g} s ({phase.replace('_', ' ')})")
+        self.phase = phase
+        self.reason = f"timeout_{phase}"
+
+
+class EndpointError(ExchangeError):
+    """The endpoint answered with an error status, or with an error event in its stream."""
+
+    reason = "endpoint_error"
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        retry_after_seconds: float | None = None,
+        is_retryable: bool = False,
+    ) -> None:
+        super().__init__(f"the endpoint answered {status}")
+        self.status = status
+        self.body = body
+        self.retry_after_seconds = retry_after_seconds
+        self.is_retryable = is_retryable
+        self.reason = f"status_{status}"
