@@ -27,7 +27,7 @@ installed_clients := $(VENV)-clients/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test clients check format format-check lint types imports cov docs docs-check bench freeze clean
+.PHONY: help serve test image-test clients check format format-check lint types imports cov docs docs-check bench freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ cov: $(installed_dev) ## run the tests and hold the coverage to its floor
 	$(bin)/coverage erase
 	$(pytest) -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
 	$(bin)/coverage report --fail-under=$(COVERAGE_FLOOR)
+
+image-test: $(installed_dev) ## build the CPU image with podman and try it as a pod would run it
+	$(pytest) tests/image $(PYTEST_ARGS)
 
 clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
 	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
@@ -80,7 +83,7 @@ docs-check: $(installed_dev)
 
 # ----------------------------------------------------------------------------------- setting up
 
-$(installed): pyproject.toml $(constraints) hatch_build.py tgwui_k8s/native/decoder.cpp
+$(installed): pyproject.toml $(constraints) hatch_build.py $(wildcard tgwui_k8s/native/*.cpp tgwui_k8s/native/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
