@@ -22,13 +22,12 @@ from tgwui_k8s.api.constraints import (
     require_grammars,
 )
 from tgwui_k8s.api.parsers.events import Parser, PlainParser
-from tgwui_k8s.api.parsers.reasoning import ReasoningParser, ReasoningTags, reasoning_tags
+from tgwui_k8s.api.parsers.notations import ArgumentRules, Notation, NotationError, check_tool_name
+from tgwui_k8s.api.parsers.reasoning import ReasoningStyle, reasoning_style
 from tgwui_k8s.api.parsers.tool_formats import CallableTool, ToolFormat, tool_format
 from tgwui_k8s.api.schemas.chat import ChatRequest, NamedToolChoice, Tool
 from tgwui_k8s.api.state import ServedModel
 from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
-
-_SPACE_RULE = r"SPACE: /[ \t\r\n]{1,4}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,11 @@ def answer_format(
 
     Raises `InvalidRequestError` for tools or constraints that cannot be honoured.
     """
-    tags = reasoning_tags(template)
+    reasoning = reasoning_style(template)
+    is_open = reasoning is not None and reasoning.is_open(prompt)
     offered = offered_tools(request)
     form = _tool_format_of(template, tool_call_parser) if offered else None
-    return _Format(request, model, form, tags, is_open=_is_open(tags, prompt)).build()
+    return _Format(request, model, form, reasoning, is_open=is_open).build()
 
 
 def offered_tools(request: ChatRequest) -> list[Tool]:
@@ -87,11 +87,6 @@ def _tool_format_of(template: str, tool_call_parser: str) -> ToolFormat:
     return found
 
 
-def _is_open(tags: ReasoningTags | None, prompt: str) -> bool:
-    """True where the prompt ends with the beginning of the reasoning."""
-    return tags is not None and prompt.rstrip().endswith(tags.opening)
-
-
 class _Format:
     """One answer's format in the making: lines of Lark, and the grammars they refer to."""
 
@@ -100,16 +95,16 @@ class _Format:
         request: ChatRequest,
         model: ServedModel,
         form: ToolFormat | None,
-        tags: ReasoningTags | None,
+        reasoning: ReasoningStyle | None,
         *,
         is_open: bool,
     ) -> None:
-        """`form`: how tools are called, where there are any; `is_open`: in the midst of `tags`."""
+        """`form`: how tools are called, where there are any; `is_open`: the prompt reasons."""
         self._request = request
         self._model = model
         self._tools = offered_tools(request)
         self._tool_format = form
-        self._reasoning = tags
+        self._reasoning = reasoning
         self._is_open = is_open
         self._constraint = constraint_of(request, _response_format(request))
         self._rules: list[str] = []
@@ -125,12 +120,12 @@ class _Format:
         answer = PlainParser() if self._tool_format is None else self._tool_format.make_parser()
         if self._reasoning is None:
             return answer
-        return ReasoningParser(self._reasoning, answer, is_open=self._is_open)
+        return self._reasoning.make_parser(answer, is_open=self._is_open)
 
     def _visible_token_ids(self) -> frozenset[int]:
         marks = () if self._tool_format is None else self._tool_format.all_marks
         if self._reasoning is not None:
-            marks = (*marks, self._reasoning.opening, self._reasoning.closing)
+            marks = (*marks, *self._reasoning.marks)
         token_ids = map(self._model.tokenizer.token_id, marks)
         return frozenset(token_id for token_id in token_ids if token_id is not None)
 
@@ -151,8 +146,7 @@ class _Format:
         if answer is None:
             answer = self._free_rule()
         if self._reasoning is not None:
-            answer = f"{self._reasoning_rule(self._reasoning, budget)} SPACE? {answer}"
-            self._rules.append(_SPACE_RULE)
+            answer = f"{self._reasoning_rule(self._reasoning, budget)} {answer}"
         lark = "\n".join([f"start: {answer}", *self._rules])
         return grammar_text([{"lark_grammar": lark}, *self._grammars])
 
@@ -171,7 +165,7 @@ class _Format:
         if self._constraint is not None:
             self._grammars.append({"name": "answer", **self._constraint.grammar})
         if form is None:
-            return None if self._constraint is None else "@answer"
+            return None if self._constraint is None else self._text("@answer")
         is_free = choice in (None, "auto")
         is_parallel = self._request.parallel_tool_calls is not False
         is_strict = any(tool.function.strict for tool in self._tools)
@@ -181,21 +175,14 @@ class _Format:
         if not is_free:
             return calls
         if self._constraint is not None:
-            return f"({calls} | @answer)"
+            return f"({calls} | {self._text('@answer')})"
         return self._text_or(calls, form)
 
     def _calls_rule(self, form: ToolFormat, *, is_parallel: bool) -> str:
-        if form.calls_rule is None:
-            param = self._reason_for_grammar()
-            raise UnsupportedParameterError(
-                f"Unsupported parameter: '{param}'. How the loaded model calls tools "
-                f"('{form.name}') cannot be enforced.",
-                param=param,
-            )
         chosen = self._request.tool_choice
         name = chosen.function.name if isinstance(chosen, NamedToolChoice) else None
         tools = [
-            CallableTool(tool.function.name, self._arguments_rule(tool, place))
+            CallableTool(tool.function.name, self._arguments_rule(tool, place, form.notation))
             for place, tool in enumerate(self._tools)
             if name is None or tool.function.name == name
         ]
@@ -205,9 +192,11 @@ class _Format:
                 param="tool_choice",
                 code="invalid_value",
             )
+        if form.notation is not None:
+            self._rules += form.notation.rules(self._tag)
         return f"({form.calls_rule(self._tag, tools, is_parallel)})"
 
-    def _arguments_rule(self, tool: Tool, place: int) -> str:
+    def _arguments_rule(self, tool: Tool, place: int, notation: Notation | None) -> str:
         """What the grammar calls a tool's arguments; they are an object, if nothing better."""
         param = f"tools.{place}.function.parameters"
         constraint = json_constraint(tool.function.parameters or ANY_OBJECT, param)
@@ -218,13 +207,18 @@ class _Format:
                 raise
             constraint = json_constraint(ANY_OBJECT, param)
         name = f"tool{place}"
+        if notation is not None:
+            self._rules += _argument_rules(notation, self._tag, name, tool, param)
+            return name
         self._grammars.append({"name": name, **constraint.grammar})
         return f"@{name}"
 
     def _text_or(self, calls: str, form: ToolFormat) -> str:
         """Text without marks, with calls in it or without."""
+        if self._reasoning is not None and self._reasoning.free_rule(self._tag) is not None:
+            return f"({calls} | {self._text('/(?s:.*)/')})"
         if form.at_start_only:
-            firsts = "".join({mark[0] for mark in form.marks})
+            firsts = "".join(sorted({_regex(mark[0]) for mark in form.marks}))
             self._rules.append(rf"TEXT: /[^{firsts}\s](?s:.*)/")
             return f"({calls} | TEXT)"
         marks = " & ".join(f"~/(?s:.*{_regex(mark)}.*)/" for mark in form.marks)
@@ -233,25 +227,33 @@ class _Format:
 
     def _free_rule(self) -> str:
         """Any text, and whatever tokens calls are made of."""
+        framed = None if self._reasoning is None else self._reasoning.free_rule(self._tag)
+        if framed is not None:
+            return framed
         marks = () if self._tool_format is None else self._tool_format.all_marks
         tags = [tag for tag in map(self._tag, marks) if "<[" in tag]
         return "(" + " | ".join(["/(?s:.+)/", *tags]) + ")*"
 
-    def _reasoning_rule(self, tags: ReasoningTags, budget: int | None) -> str:
+    def _text(self, rule: str) -> str:
+        """An answer of nothing but such a text."""
+        return rule if self._reasoning is None else self._reasoning.answer_rule(self._tag, rule)
+
+    def _reasoning_rule(self, style: ReasoningStyle, budget: int | None) -> str:
         """The reasoning up to its closing tag; optional where the prompt has not begun it."""
-        closing = self._single_token_id(tags.closing)
+        closing = self._single_token_id(style.closing)
         if closing is not None:
             limit = "" if budget is None else f"[max_tokens={budget}]"
             self._rules += [f"think: thought <[{closing}]>", f"thought{limit}: /(?s:.*)/"]
         elif budget is None:
-            self._rules.append(f"think[suffix={_quoted(tags.closing)}]: /(?s:.*)/")
+            self._rules.append(f"think[suffix={_quoted(style.closing)}]: /(?s:.*)/")
         else:
             raise UnsupportedParameterError(
                 "Unsupported parameter: 'thinking_token_budget'. The loaded model ends its "
                 "reasoning with more than one token.",
                 param="thinking_token_budget",
             )
-        return "think" if self._is_open else f"({self._tag(tags.opening)} think)?"
+        thought = f"think {style.between_rule(self._tag)}"
+        return thought if self._is_open else f"({style.opening_rule(self._tag)} {thought})?"
 
     def _tag(self, text: str) -> str:
         """A mark in a grammar: its token, or its letters."""
@@ -264,6 +266,28 @@ class _Format:
         token_id = tokenizer.token_id(mark)
         is_tag = mark.startswith("<") and mark.endswith(">")
         return token_id if is_tag or token_id in tokenizer.special_token_ids else None
+
+
+def _argument_rules(
+    notation: Notation, tag: Callable[[str], str], name: str, tool: Tool, param: str
+) -> list[str]:
+    """The rules of a tool's arguments; any arguments, where a tool that is not strict asks more.
+
+    Raises `UnsupportedParameterError` that says what of a strict tool cannot be enforced.
+    """
+    try:
+        check_tool_name(notation, tool.function.name)
+        rules = ArgumentRules(notation, tag, name)
+        rules.add(tool.function.parameters or ANY_OBJECT)
+    except NotationError as error:
+        if tool.function.strict:
+            raise UnsupportedParameterError(
+                f"Unsupported parameter: '{param}'. In the way the loaded model calls tools, "
+                f"{error} cannot be enforced.",
+                param=param,
+            ) from None
+        return [f"{name}: any_arguments"]
+    return rules.lines
 
 
 def _response_format(request: ChatRequest) -> Mapping[str, Any] | None:

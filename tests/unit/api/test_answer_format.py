@@ -23,6 +23,7 @@ from tgwui_k8s.api.parsers.events import (
     ToolCallStart,
     join,
 )
+from tgwui_k8s.api.parsers.reasoning import reasoning_style
 from tgwui_k8s.api.parsers.tool_formats import TOOL_FORMATS, tool_format
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.state import ServedModel
@@ -42,7 +43,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}},
     {"type": "function", "function": {"name": "time", "parameters": {**SCHEMA, "required": []}}},
 ]
-ENFORCED = [candidate.name for candidate in TOOL_FORMATS if candidate.calls_rule is not None]
+FORMATS = [candidate.name for candidate in TOOL_FORMATS]
 END = 256
 TEMPLATE = "{{ tools }}"
 
@@ -62,7 +63,8 @@ def tokenizer_source(marks) -> str:
 def made(name, *, template=TEMPLATE, prompt="", has_mark_tokens=True, **fields):
     """The format of an answer, and the tokenizer of the model that writes it."""
     marks = tool_format("", name).all_marks if has_mark_tokens else ()
-    source = tokenizer_source([*marks, "<think>", "</think>"])
+    style = reasoning_style(template)
+    source = tokenizer_source(dict.fromkeys([*marks, *(style.marks if style else ())]))
     tokenizer = Tokenizer.load(Path("nowhere"), tokenizer_json=source.encode())
     model = ServedModel(
         replace(fake_info(), capabilities=Capabilities(grammar=True)),
@@ -123,7 +125,7 @@ def calls_of(events):
 
 
 @pytest.mark.parametrize("has_mark_tokens", [True, False])
-@pytest.mark.parametrize("name", ENFORCED)
+@pytest.mark.parametrize("name", FORMATS)
 def test_forced_calls_are_calls_to_their_parser(name, has_mark_tokens):
     """Whatever the grammar of `required` lets through, the parser reads as valid calls alone."""
     made_format = made(name, has_mark_tokens=has_mark_tokens, tool_choice="required")
@@ -139,7 +141,7 @@ def test_forced_calls_are_calls_to_their_parser(name, has_mark_tokens):
             jsonschema.validate(arguments, {**SCHEMA, "required": []})
 
 
-@pytest.mark.parametrize("name", ENFORCED)
+@pytest.mark.parametrize("name", FORMATS)
 def test_one_call_of_the_named_tool(name):
     """A named choice without parallel calls is exactly one call."""
     choice = {"type": "function", "function": {"name": "weather"}}
@@ -152,7 +154,7 @@ def test_one_call_of_the_named_tool(name):
             jsonschema.validate(arguments, SCHEMA)
 
 
-@pytest.mark.parametrize("name", ENFORCED)
+@pytest.mark.parametrize("name", FORMATS)
 def test_strict_tools_leave_text_free_and_calls_valid(name):
     """With `auto` both are possible: text, and calls that match."""
     form, _, vocabulary = made(name)
@@ -168,14 +170,114 @@ def test_strict_tools_leave_text_free_and_calls_valid(name):
         assert matcher.is_accepting()
 
 
+DEEP = {
+    "type": "object",
+    "properties": {
+        "where": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "zip": {"type": ["integer", "null"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+        "when": {"type": "array", "items": {"enum": ["now", 'to "night"', 7, True]}},
+        "exact": {"type": "boolean"},
+        "how": {"const": None},
+        "limit": {"type": "number"},
+    },
+    "required": ["when", "limit"],
+    "additionalProperties": False,
+}
+NOTATED = [candidate.name for candidate in TOOL_FORMATS if candidate.notation is not None]
+
+
+@pytest.mark.parametrize("name", NOTATED)
+def test_arguments_that_are_not_written_as_json_match_their_schema(name):
+    """Nested objects, arrays, every type; what is optional may be missing anywhere."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": DEEP, "strict": True}}]
+    made_format = made(name, tools=tools, tool_choice="required", parallel_tool_calls=False)
+    keys = set()
+    for seed in range(40):
+        text = written(*made_format, seed)
+        if text is not None:
+            ((called, arguments),) = calls_of(parsed(made_format[0], text))
+            assert called == "f"
+            jsonschema.validate(arguments, DEEP)
+            keys.add(tuple(arguments))
+    assert len(keys) > 3
+
+
+@pytest.mark.parametrize("name", NOTATED)
 @pytest.mark.parametrize(
-    "name", [candidate.name for candidate in TOOL_FORMATS if candidate.calls_rule is None]
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "x"}}},
+        {"type": "object", "properties": {"a b": {"type": "string"}}},
+        {"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}]}}},
+    ],
 )
-def test_what_no_grammar_enforces_is_refused(name):
-    """Never a call that nothing holds to its schema, where one was asked for."""
-    with pytest.raises(UnsupportedParameterError) as caught:
-        made(name, tool_choice="required")
-    assert caught.value.param == "tool_choice"
+def test_what_a_notation_cannot_enforce_is_refused_for_strict_tools_by_name(name, schema):
+    """And left free for the others, which still are calls that the parser reads."""
+
+    def asked(strict):
+        function = {"name": "f", "parameters": schema, "strict": strict}
+        return made(
+            name,
+            tools=[{"type": "function", "function": function}],
+            tool_choice="required",
+            parallel_tool_calls=False,
+        )
+
+    with pytest.raises(UnsupportedParameterError, match="cannot be enforced") as caught:
+        asked(True)
+    assert caught.value.param == "tools.0.function.parameters"
+
+    texts = [written(*asked(False), seed) for seed in range(12)]
+    assert any(texts)
+    for text in filter(None, texts):
+        ((called, _),) = calls_of(parsed(asked(False)[0], text))
+        assert called == "f"
+
+
+CHANNELS = TEMPLATE + "<|channel|><|message|>"
+
+
+def test_channels_hold_what_is_enforced():
+    """The schema holds the channel `final`, the budget the channel `analysis`."""
+    made_format = made(
+        "harmony", template=CHANNELS, tools=None, thinking_token_budget=9,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
+    )  # fmt: skip
+    has_reasoned = 0
+    for seed in range(16):
+        text = written(*made_format, seed)
+        if text is None:
+            continue
+        events = parsed(made_format[0], text)
+        answer = "".join(event.text for event in events if isinstance(event, TextEvent))
+        jsonschema.validate(json.loads(answer), SCHEMA)
+        has_reasoned += isinstance(events[0], ReasoningEvent)
+    assert has_reasoned > 0
+
+
+def test_channels_and_forced_calls():
+    """Reasoning, and then a call that is one."""
+    made_format = made("harmony", template=CHANNELS, tool_choice="required")
+    texts = [text for seed in range(8) if (text := written(*made_format, seed)) is not None]
+    assert texts
+    for text in texts:
+        events = parsed(made_format[0], text)
+        assert not [event for event in events if isinstance(event, TextEvent)]
+        assert len(calls_of(events)) == 1
+
+
+def test_channels_leave_strict_tools_and_text_to_the_model():
+    """With `auto` it may answer in the channel `final` instead."""
+    form, _, vocabulary = made("harmony", template=CHANNELS)
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A."
+    matcher = llguidance.LLMatcher(vocabulary, form.grammar)
+    token_ids = vocabulary.tokenize_str(text, parse_special=True)
+    assert matcher.try_consume_tokens(token_ids) == len(token_ids)
+    assert matcher.is_accepting()
 
 
 @pytest.mark.parametrize("prompt", ["<assistant>", "<assistant><think>\n"])
@@ -225,6 +327,7 @@ def test_the_setting_offers_every_format():
         ),
         ("'<｜tool▁calls▁begin｜>' + '\\n' + '```json' + '\\n' + tool", "deepseek-v3"),
         ("<|tool_call|>", "granite"),
+        ("<|channel|>commentary to=functions.", "harmony"),
         ("<|tool_call>call:", "gemma"),
         ("<start_function_call>call:", "functiongemma"),
         ("[func_name1(params_name1=params_value1)]", "pythonic"),

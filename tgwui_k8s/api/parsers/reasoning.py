@@ -2,29 +2,103 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Protocol
 
+from tgwui_k8s.api.parsers.channels import CHANNEL, MESSAGE, Channels
 from tgwui_k8s.api.parsers.events import Event, Parser, ReasoningEvent, join
+from tgwui_k8s.api.parsers.notations import Tag
 from tgwui_k8s.api.parsers.scanning import find_first, num_undecided
+
+
+class ReasoningStyle(Protocol):
+    """How a family of models sets its reasoning apart. Rules are Lark expressions."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What the parser must see, special tokens or not."""
+        ...
+
+    @property
+    def closing(self) -> str:
+        """What the reasoning ends with."""
+        ...
+
+    def is_open(self, prompt: str) -> bool:
+        """True where the prompt ends with the beginning of the reasoning."""
+        ...
+
+    def make_parser(self, answer: Parser, *, is_open: bool) -> Parser:
+        """A parser that leaves what is no reasoning to `answer`."""
+        ...
+
+    def opening_rule(self, tag: Tag) -> str:
+        """What the reasoning begins with."""
+        ...
+
+    def between_rule(self, tag: Tag) -> str:
+        """What stands between reasoning and answer."""
+        ...
+
+    def answer_rule(self, tag: Tag, text: str) -> str:
+        """The answer whose text is `text`."""
+        ...
+
+    def free_rule(self, tag: Tag) -> str | None:
+        """Any answer, where it stands in a frame; None where an answer is text and nothing else."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTags:
-    """What a family of models writes around its reasoning."""
+    """Reasoning between two tags, the answer behind them. See `ReasoningStyle`."""
 
     opening: str
     closing: str
+    label: str = ""
+    """What follows the opening tag and is no reasoning."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return self.opening, self.closing
+
+    @property
+    def beginning(self) -> str:
+        """Opening tag and label."""
+        return self.opening + self.label
+
+    def is_open(self, prompt: str) -> bool:
+        return prompt.rstrip().endswith(self.beginning)
+
+    def make_parser(self, answer: Parser, *, is_open: bool) -> Parser:
+        return ReasoningParser(self, answer, is_open=is_open)
+
+    def opening_rule(self, tag: Tag) -> str:
+        return f"{tag(self.opening)} {json.dumps(self.label)}" if self.label else tag(self.opening)
+
+    def between_rule(self, tag: Tag) -> str:
+        return r"(/[ \t\r\n]{1,4}/)?"
+
+    def answer_rule(self, tag: Tag, text: str) -> str:
+        return text
+
+    def free_rule(self, tag: Tag) -> str | None:
+        return None
 
 
 REASONING_TAGS = (
     ReasoningTags("<think>", "</think>"),
     ReasoningTags("[THINK]", "[/THINK]"),
     ReasoningTags("<reasoning>", "</reasoning>"),
+    ReasoningTags("<|channel>", "<channel|>", label="thought"),
 )
 
 
-def reasoning_tags(template: str) -> ReasoningTags | None:
-    """The tags that a chat template speaks of; None: the model does not reason aloud."""
+def reasoning_style(template: str) -> ReasoningStyle | None:
+    """The style that a chat template speaks of; None: the model does not reason aloud."""
+    if CHANNEL in template and MESSAGE in template:
+        return Channels()
     for tags in REASONING_TAGS:
         if tags.opening in template and tags.closing in template:
             return tags
@@ -69,10 +143,10 @@ class ReasoningParser:
 
     def _begin(self) -> list[Event]:
         text = self._buffer.lstrip()
-        if text.startswith(self._tags.opening):
-            self._buffer = text[len(self._tags.opening) :]
+        if text.startswith(self._tags.beginning):
+            self._buffer = text[len(self._tags.beginning) :]
             self._step = self._reason
-        elif not self._tags.opening.startswith(text):
+        elif not self._tags.beginning.startswith(text):
             self._step = self._pass_on
         return []
 

@@ -23,17 +23,19 @@ from tgwui_k8s.api.parsers.bodies import (
     read_gemma,
     read_pythonic,
 )
+from tgwui_k8s.api.parsers.channels import CALL_MARK, CHANNEL, CONSTRAIN, MESSAGE
 from tgwui_k8s.api.parsers.events import Parser
+from tgwui_k8s.api.parsers.notations import PYTHON, Notation, Tag, gemma_notation
 from tgwui_k8s.api.parsers.tool_calls import ToolCallParser
-
-Tag = Callable[[str], str]
-"""The Lark expression for a mark: its token, where the vocabulary has one."""
 
 _NOTHING = re.compile("")
 _MISTRAL_HEAD = re.compile(r"\s*(?P<name>[^\s{\[]+)(?:\[CALL_ID\][^\s{\[]*)?(?:\[ARGS\])?\s*(?=\{)")
 _SEPARATOR = "<｜tool▁sep｜>"
 _DEEPSEEK_HEAD = re.compile(
     rf"\s*(?:function{_SEPARATOR})?(?P<name>[^\s{{<]+)(?:{_SEPARATOR}|\s*```json)\s*(?=\{{)"
+)
+_HARMONY_HEAD = re.compile(
+    rf"(?P<name>[^\s<]+)\s*(?:{re.escape(CONSTRAIN)})?\s*\w*\s*{re.escape(MESSAGE)}\s*(?=\{{)"
 )
 _DEEPSEEK_TAIL = re.compile(r"\s*(?:```)?\s*<｜tool▁call▁end｜>")
 
@@ -65,8 +67,10 @@ class ToolFormat:
     at_start_only: bool = False
     make_body: Callable[[CallNumbers, str], Body]
     """For a mark."""
-    calls_rule: Callable[[Tag, Sequence[CallableTool], bool], str] | None = None
-    """For the tools and whether there may be several calls; None: a grammar cannot enforce it."""
+    calls_rule: Callable[[Tag, Sequence[CallableTool], bool], str]
+    """For the tools and whether there may be several calls."""
+    notation: Notation | None = None
+    """How arguments are written, where it is not as JSON."""
     id_length: int = 24
 
     def make_parser(self, make_id: Callable[[], str] | None = None) -> Parser:
@@ -157,6 +161,29 @@ def _granite(tag: Tag, tools: Sequence[CallableTool], is_parallel: bool) -> str:
     return f'{tag("<|tool_call|>")} "[" {calls} "]"'
 
 
+def _gemma(opening: str, closing: str) -> Callable[[Tag, Sequence[CallableTool], bool], str]:
+    def rule(tag: Tag, tools: Sequence[CallableTool], is_parallel: bool) -> str:
+        calls = [f'{_text("call:" + tool.name)} "{{" {tool.arguments} "}}"' for tool in tools]
+        call = f"{tag(opening)} ({' | '.join(calls)}) {tag(closing)}"
+        return _several(call, "", is_parallel=is_parallel)
+
+    return rule
+
+
+def _pythonic(tag: Tag, tools: Sequence[CallableTool], is_parallel: bool) -> str:
+    calls = " | ".join(f'{_text(tool.name + "(")} {tool.arguments} ")"' for tool in tools)
+    return f'"[" {_several(f"({calls})", chr(34) + ", " + chr(34), is_parallel=is_parallel)} "]"'
+
+
+def _harmony(tag: Tag, tools: Sequence[CallableTool], is_parallel: bool) -> str:
+    """One call: the model ends its turn with it."""
+    calls = " | ".join(
+        f'{_text(f"{tool.name} ")} {tag(CONSTRAIN)} "json" {tag(MESSAGE)} {tool.arguments}'
+        for tool in tools
+    )
+    return f'{tag(CHANNEL)} "commentary to=functions." ({calls})'
+
+
 def _mistral_body(calls: CallNumbers, mark: str) -> Body:
     return EitherBody(JsonBody(calls), NamedBody(calls, _MISTRAL_HEAD, _NOTHING))
 
@@ -166,6 +193,14 @@ def _deepseek_body(calls: CallNumbers, mark: str) -> Body:
 
 
 TOOL_FORMATS: tuple[ToolFormat, ...] = (
+    ToolFormat(
+        name="harmony",
+        signs=("<|channel|>",),
+        marks=(CALL_MARK,),
+        inner_marks=(CHANNEL, CONSTRAIN, MESSAGE),
+        make_body=lambda calls, mark: NamedBody(calls, _HARMONY_HEAD, _NOTHING),
+        calls_rule=_harmony,
+    ),
     ToolFormat(
         name="mistral-named",
         signs=("[ARGS]",),
@@ -216,6 +251,8 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
         make_body=lambda calls, mark: WholeBody(
             calls, "<tool_call|>", lambda text: read_gemma(text, '<|"|>')
         ),
+        calls_rule=_gemma("<|tool_call>", "<tool_call|>"),
+        notation=gemma_notation('<|"|>'),
     ),
     ToolFormat(
         name="functiongemma",
@@ -225,6 +262,8 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
         make_body=lambda calls, mark: WholeBody(
             calls, "<end_function_call>", lambda text: read_gemma(text, "<escape>")
         ),
+        calls_rule=_gemma("<start_function_call>", "<end_function_call>"),
+        notation=gemma_notation("<escape>"),
     ),
     ToolFormat(
         name="hermes",
@@ -254,6 +293,8 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
         silent_marks=("<|python_end|>",),
         at_start_only=True,
         make_body=lambda calls, mark: WholeBody(calls, "]", read_pythonic),
+        calls_rule=_pythonic,
+        notation=PYTHON,
     ),
 )
 """In the order in which templates are looked at: the more particular signs first."""

@@ -3,10 +3,10 @@
 import pytest
 
 from tgwui_k8s.api.parsers.events import PlainParser, ReasoningEvent, TextEvent, join
-from tgwui_k8s.api.parsers.reasoning import ReasoningParser, reasoning_tags
+from tgwui_k8s.api.parsers.reasoning import reasoning_style
 from tgwui_k8s.api.parsers.tool_formats import tool_format
 
-THINK = reasoning_tags("{{ '<think>' }} … </think>")
+THINK = reasoning_style("{{ '<think>' }} … </think>")
 
 CASES = [
     ("<think>\nHm, 1 < 2.\n</think>\n\nYes.", False, [("r", "Hm, 1 < 2."), ("t", "Yes.")]),
@@ -22,7 +22,7 @@ CASES = [
 
 def parsed(pieces, *, is_open):
     """Kinds and texts of the events."""
-    parser = ReasoningParser(THINK, PlainParser(), is_open=is_open)
+    parser = THINK.make_parser(PlainParser(), is_open=is_open)
     events = []
     for piece in pieces:
         join(events, parser.feed(piece))
@@ -39,9 +39,20 @@ def test_reasoning_is_told_from_the_answer_wherever_it_is_cut(answer, is_open, e
         assert parsed([answer[:place], answer[place:]], is_open=is_open) == expected
 
 
+def test_a_label_behind_the_opening_tag_is_no_reasoning():
+    """Gemma's thoughts stand in a channel of that name."""
+    style = reasoning_style("{{ '<|channel>thought' }} … <channel|>")
+    parser = style.make_parser(PlainParser(), is_open=False)
+    events = []
+    for character in "<|channel>thought\nHm.<channel|>Yes.":
+        join(events, parser.feed(character))
+    join(events, parser.finish())
+    assert events == [ReasoningEvent("Hm."), TextEvent("Yes.")]
+
+
 def test_reasoning_streams():
     """All but white space and what may be the closing tag leaves at once."""
-    parser = ReasoningParser(THINK, PlainParser(), is_open=True)
+    parser = THINK.make_parser(PlainParser(), is_open=True)
     assert parser.feed("one two ") == [ReasoningEvent("one two")]
     assert parser.feed("three</th") == [ReasoningEvent(" three")]
     assert parser.feed("ink>four") == [TextEvent("four")]
@@ -51,7 +62,7 @@ def test_tools_are_called_after_reasoning():
     """A call inside of the reasoning is reasoning; behind it, it is a call."""
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     answer = tool_format("", "hermes").make_parser()
-    parser = ReasoningParser(THINK, answer, is_open=False)
+    parser = THINK.make_parser(answer, is_open=False)
     events = parser.feed(f"<think>{call}</think>{call}") + parser.finish()
     assert [type(event).__name__ for event in events] == [
         "ReasoningEvent", "ToolCallStart", "ToolCallArguments",
@@ -60,4 +71,4 @@ def test_tools_are_called_after_reasoning():
 
 def test_templates_without_tags_have_no_reasoning():
     """Nothing is taken for reasoning that is none."""
-    assert reasoning_tags("{{ messages }}") is None
+    assert reasoning_style("{{ messages }}") is None

@@ -15,6 +15,14 @@ CALL = ("weather", ROME)
 TIME = ("time", {})
 
 ANSWERS = {
+    "harmony": [
+        (f"<|channel|>commentary to=functions.weather<|message|>{ARGUMENTS}", "", [CALL]),
+        (
+            "<|channel|>commentary to=functions.weather<|message|>no",
+            "<|channel|>commentary to=functions.weather<|message|>no",
+            [],
+        ),
+    ],
     "hermes": [
         (f"<tool_call>\n{OBJECT}\n</tool_call>", "", [CALL]),
         (f"I look.\n\n<tool_call>{OBJECT}</tool_call>\nDone.", "I look.Done.", [CALL]),
