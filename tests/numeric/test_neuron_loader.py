@@ -69,7 +69,7 @@ def load(model: Path, **options: Any) -> ModelRunner:
 
 def greedy(checkpoint: Path, prompt: list[int], num_tokens: int) -> list[int]:
     """What Transformers says."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).float()
     ids = torch.tensor([prompt])
     answer = model.generate(
         ids,

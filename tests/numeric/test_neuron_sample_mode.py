@@ -66,7 +66,7 @@ def tokens_of(deltas: list[TokenDelta], index: int = 0) -> list[int]:
 
 
 def greedy(checkpoint: Path, prompt: list[int], num_tokens: int) -> list[int]:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).float()
     ids = torch.tensor([prompt])
     answer = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False
@@ -306,7 +306,7 @@ class ExportedModel:
 
     @classmethod
     def from_pretrained(cls, folder: str) -> ExportedModel:
-        return cls(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        return cls(AutoModelForCausalLM.from_pretrained(folder).float())
 
     def generate(
         self,

@@ -68,7 +68,7 @@ class NeuronServer(ServerProcess):
     @staticmethod
     def command_line(*flags: str, options: object = None) -> list[str]:
         """No loader is named, and no parameter of the artifacts."""
-        return [sys.executable, "-m", "tgwui_k8s", "serve", "--port", "0", *flags]
+        return [sys.executable, "-m", "tgwui_k8s", "serve", "--port", "0", "--no-webui", *flags]
 
 
 def serve(host: NeuronHost, model_dir: Path, *flags: str, **variables: str) -> NeuronServer:
@@ -84,7 +84,7 @@ def _greedy_texts(model_dir: Path) -> dict[str, str]:
     """What Transformers says to each of the prompts."""
     folder = model_dir / "tiny-neuron"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder).float()
     texts = {}
     for number in range(NUM_STREAMS):
         prompt = "Once upon a time " * (number % 3) + f"there were {number}"

@@ -132,7 +132,7 @@ def make_checkpoint(
     """
     fields = {**_COMMON, **ARCHITECTURES[architecture], **overrides}
     config = AutoConfig.for_model(architecture, **fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config).float()
     randomize(model, seed)
     model.to(getattr(torch, dtype))
     model.generation_config = GenerationConfig(
