@@ -7,6 +7,7 @@
   items; an empty variable counts as unset. An unknown `TGWUI_` variable is a warning and no
   error, because Kubernetes itself sets such variables for a Service whose name begins with
   "tgwui" (service links); those are recognised and left alone.
+* Below these rank the variables that SageMaker's containers know (`sagemaker_environment`).
 * Flags win. Keys of clients cannot be flags: arguments show in `ps`.
 
 Every mistake is a `UsageError` of one line that names the source.
@@ -24,6 +25,7 @@ import yaml
 
 from tgwui_k8s.config import SECTIONS, Settings
 from tgwui_k8s.errors import UsageError
+from tgwui_k8s.sagemaker_environment import read_sagemaker_environment
 from tgwui_k8s.setting_field import VARIABLE_PREFIX, nearest, setting_fields
 
 Source = Literal["default", "file", "environment", "flag"]
@@ -60,10 +62,11 @@ def load_settings(
     values: dict[str, Any] = {}
     sources: dict[str, Source] = dict.fromkeys(setting_fields(), "default")
     from_environment, warnings = _read_environment(environ)
+    from_sagemaker, sagemaker_warnings = _read_sagemaker(environ)
     from_file = _read_file(Path(config_file)) if config_file is not None else {}
     merged: tuple[tuple[Source, dict[str, Any]], ...] = (
         ("file", from_file),
-        ("environment", from_environment),
+        ("environment", from_sagemaker | from_environment),
         ("flag", _read_flags(flags)),
     )
     for source, found in merged:
@@ -71,7 +74,7 @@ def load_settings(
         sources.update(dict.fromkeys(found, source))
     settings = _build(values)
     check_settings(settings)
-    return settings, Provenance(sources, warnings)
+    return settings, Provenance(sources, warnings + sagemaker_warnings)
 
 
 def check_settings(settings: Settings) -> None:
@@ -139,6 +142,15 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple
             hint = nearest(variable, by_variable)
             warnings.append(f"unknown environment variable {variable} is ignored{hint}")
     return found, tuple(warnings)
+
+
+def _read_sagemaker(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    found, warnings = read_sagemaker_environment(environ)
+    values = {
+        name: setting_fields()[name].convert(text, variable)
+        for name, (variable, text) in found.items()
+    }
+    return values, warnings
 
 
 def _read_file(path: Path) -> dict[str, Any]:

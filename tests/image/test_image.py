@@ -184,7 +184,8 @@ def test_the_image_holds_what_it_should(podman: Podman, image: str) -> None:
 
 def test_a_code_change_uploads_megabytes(podman: Podman, image: str) -> None:
     """The package is a layer of its own, small, and above the layer with the dependencies."""
-    history = podman.run("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "--human=false", image)
-    copied = [line for line in history.stdout.splitlines() if "COPY dir:" in line]
-    package, dependencies = (int(line.split("\t")[0]) for line in copied)
+    history = json.loads(podman.run("history", "--format", "json", image).stdout)
+    package, dependencies = (
+        layer["size"] for layer in history if "COPY dir:" in layer["CreatedBy"]
+    )
     assert package < 30 * 1024**2 < dependencies

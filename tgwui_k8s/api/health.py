@@ -54,6 +54,10 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
         error = why_not_ready(state) or _not_served(state, name)
         return _answer("ready", error, name=name[:200])
 
+    async def ping(request: Request) -> Response:
+        """The same for SageMaker."""
+        return _answer("ready", why_not_ready(state))
+
     async def upstream_health(request: Request) -> Response:
         """The same under text-generation-webui's name and in its words."""
         return _answer("ok", why_not_ready(state))
@@ -71,6 +75,7 @@ def create_routes(state: ServerState) -> list[BaseRoute]:
         PlainRoute("/health/startup", startup),
         PlainRoute("/health", ready),
         PlainRoute("/metrics", metrics),
+        PlainRoute("/ping", ping),
         PlainRoute("/v1/internal/health", upstream_health),
         PlainRoute("/v2/health/live", live),
         PlainRoute("/v2/health/ready", ready),

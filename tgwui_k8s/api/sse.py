@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -28,11 +29,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 _JSON = (b"content-type", b"application/json")
-_EVENT_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +62,19 @@ class StreamEnding(Protocol):
     def failed(self, error: BaseException) -> bytes:
         """What ends a stream that an error has cut short."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What a stream is made of."""
+
+    content_type: bytes
+    keep_alive: bytes
+    """What a silent stream says; nothing where every byte must mean something."""
+
+
+EVENTS = Framing(b"text/event-stream; charset=utf-8", KEEP_ALIVE)
+JSON_LINES = Framing(b"application/jsonlines", b"")
 
 
 class OpenAIEnding:
@@ -116,12 +126,14 @@ class GenerationResponse(Response):
         *,
         keep_alive_seconds: float | None,
         ending: StreamEnding | None = None,
+        framing: Framing = EVENTS,
     ) -> None:
         """`keep_alive_seconds`: how long a stream may be silent; None for one JSON body.
 
         `ending` is OpenAI's unless it is given.
         """
         super().__init__()
+        self._framing = framing
         self._ending = ending or OpenAIEnding()
         self._generation = generation
         self._writer = writer
@@ -147,14 +159,16 @@ class GenerationResponse(Response):
         await send_json(send, body)
 
     async def _send_events(self, send: Send, keep_alive_seconds: float) -> None:
-        stream = _EventStream(send)
+        stream = _EventStream(send, self._framing)
         ticker = _Ticker(self._generation, keep_alive_seconds)
         try:
             async with self._generation as generation:
                 async for chunks in generation:
                     ticker.note_write()
                     await stream.write(
-                        self._writer.events(generation, chunks) if chunks else KEEP_ALIVE
+                        self._writer.events(generation, chunks)
+                        if chunks
+                        else self._framing.keep_alive
                     )
                 last = self._writer.last_events(generation) + self._ending.done()
         except Exception as error:
@@ -172,16 +186,17 @@ class GenerationResponse(Response):
 class _EventStream:
     """The wire: sends the headers with the first event."""
 
-    __slots__ = ("_send", "has_started")
+    __slots__ = ("_headers", "_send", "has_started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, framing: Framing) -> None:
         self._send = send
+        self._headers = [(b"content-type", framing.content_type), *_UNBUFFERED]
         self.has_started = False
 
     async def write(self, events: bytes, *, is_last: bool = False) -> None:
         if not self.has_started:
             self.has_started = True
-            start = {"type": "http.response.start", "status": 200, "headers": list(_EVENT_HEADERS)}
+            start = {"type": "http.response.start", "status": 200, "headers": self._headers}
             await self._send(start)
         await self._send({"type": "http.response.body", "body": events, "more_body": not is_last})
 
