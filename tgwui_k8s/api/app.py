@@ -13,6 +13,7 @@ from tgwui_k8s.api import (
     embeddings,
     health,
     internal,
+    invocations,
     messages,
     models,
     responses,
@@ -40,7 +41,10 @@ def create_app(state: ServerState) -> FastAPI:
     )
     state.metrics.set_source(state.backend)
     app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
-    modules = (completions, chat, messages, responses, embeddings, models, tokenize, internal)
+    modules = (
+        *(completions, chat, messages, responses, embeddings),
+        *(models, tokenize, internal, invocations),
+    )
     routers = [module.create_router(state) for module in modules]
     for router in routers:
         app.include_router(router)

@@ -33,6 +33,7 @@ GENERATION_PATHS = frozenset(
         "/v1/messages",
         "/v1/responses",
         "/generate",
+        "/invocations",
     }
 )
 """Routes that generate: what autoscalers count and what a drain waits for."""
