@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.collectable import imports_missing, missing_modules
 from tests.helpers.neuron import neuron as neuron
 from tests.helpers.neuron import neuron_host as neuron_host
 
@@ -14,8 +16,11 @@ ACCEPTED_SKIPS = (
     re.compile(r"needs a CUDA device"),
     re.compile(r"needs root|needs the right to make namespaces|no IPv6 here"),
     re.compile(r"AVX"),
+    re.compile(r"needs transformers>="),
     re.compile(r"needs the client libraries of make clients"),
 )
+
+MISSING = missing_modules()
 
 unexplained = pytest.StashKey[list[str]]()
 
@@ -24,6 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin with no unexplained skip."""
     config.stash[unexplained] = []
     config.pluginmanager.register(SkipCheck(config), "skip-check")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what this environment lacks."""
+    return [f"left out: tests that import {', '.join(MISSING)}"] if MISSING else []
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what cannot be imported here."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and imports_missing(collection_path, MISSING) else None
 
 
 class SkipCheck:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loaders.hf_transformers import TransformersLoader
+from tests.helpers.versions import in_dtype
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner
@@ -42,7 +43,7 @@ def load_runner(folder: Path, **fields: Any) -> TransformersRunner:
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Transformers' own model with its own attention."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
+        folder, **in_dtype(dtype), attn_implementation="eager"
     ).eval()
 
 

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.helpers.versions import in_dtype  # noqa: E402
 from tgwui_k8s.demo import model_path  # noqa: E402
 
 WEATHER_TOOL = {
@@ -96,7 +97,7 @@ def chat_prompt(
 
 
 def load_model(dtype: Any) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(model_path(), dtype=dtype)
+    return transformers.AutoModelForCausalLM.from_pretrained(model_path(), **in_dtype(dtype))
 
 
 def user(text: str) -> dict[str, str]:

@@ -11,11 +11,14 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from tests.helpers.sentence_model import SIZE, TEXTS, make_sentence_model
+from tests.helpers.versions import needs_transformers
 from tgwui_k8s.api.tokenizer import Tokenizer
 from tgwui_k8s.contract import Embedder, LoadProgress, LoadRequest
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.registry import load_model
 from tgwui_k8s.storage.infer import infer_loader
+
+pytestmark = needs_transformers("5.17")
 
 
 def load(folder: Path, **fields: Any) -> Embedder:

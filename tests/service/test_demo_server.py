@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.server_process import ServerProcess
+from tests.helpers.versions import in_dtype, needs_transformers
 from tgwui_k8s.demo import model_path
 from tgwui_k8s.runtime.native import why_unavailable
 
@@ -37,7 +38,7 @@ SMALL = ("--max-num-seqs", "16", "--kv-cache-memory", "40MiB", "--max-model-len"
     name="server",
     scope="module",
     params=[
-        "float32",
+        pytest.param("float32", marks=needs_transformers("5.17")),
         pytest.param(
             "native",
             marks=pytest.mark.skipif(
@@ -124,7 +125,7 @@ async def test_the_recipe_is_english_and_the_same_twice(server: ServerProcess) -
 def test_greedy_text_is_that_of_transformers() -> None:
     """In float32 our server and `generate()` give the same tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(model_path(), **in_dtype(torch.float32))
     flags = ("--model", "demo", "--loader", "Transformers", "--dtype", "float32")
     with ServerProcess(*flags) as server:
         server.wait_until_ready()

@@ -19,11 +19,14 @@ from tests.helpers.app_client import app_client
 from tests.helpers.engine_processes import until
 from tests.helpers.sentence_model import SIZE, TEXTS, make_sentence_model
 from tests.helpers.server_process import ServerProcess
+from tests.helpers.versions import needs_transformers
 from tgwui_k8s.api.tokenizer import Tokenizer
 from tgwui_k8s.contract import EmbeddingRequest, LoadRequest
 from tgwui_k8s.engine.client import EngineClient
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.errors import DrainingError, EngineUnavailableError, OverloadedError
+
+pytestmark = needs_transformers("5.17")
 
 
 @pytest.fixture(name="folder", scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.tokenizers_zoo import NAMED, make_backend
+from tests.helpers.versions import needs_transformers
 from tgwui_k8s.api.chat_template import RESERVED_NAMES, ChatTemplate
 from tgwui_k8s.api.template_sandbox import (
     ChatEnvironment,
@@ -104,6 +105,7 @@ def transformers_tokenizer() -> Any:
 # --------------------------------------------------------------------- as Transformers renders
 
 
+@needs_transformers("5")
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -133,6 +135,7 @@ def test_prompt_equals_transformers(
     assert prompt == expected
 
 
+@needs_transformers("5")
 @pytest.mark.parametrize("content", ["The answer is", "The answer is ", " x\n", "a  \n"])
 @pytest.mark.parametrize("name", ["chatml", "llama", "tools"])
 def test_continued_message_equals_transformers(theirs: Any, name: str, content: str) -> None:

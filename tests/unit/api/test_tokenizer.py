@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from tests.helpers.tokenizers_zoo import BACKENDS, NAMED, make_backend, make_tokenizer
+from tests.helpers.versions import needs_transformers
 from tgwui_k8s.api.special_tokens import SpecialTokens, read_special_tokens
 from tgwui_k8s.api.token_pieces import decoder_steps, is_byte_level, is_concatenative
 from tgwui_k8s.api.tokenizer import Tokenizer
@@ -417,6 +418,7 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
         {"added_tokens_decoder": {"0": {"content": "<tool>", "special": True}}},
     ],
 )
+@needs_transformers("5")
 @pytest.mark.parametrize("name", ["byte-level", "llama", "gemma", "unigram", "wordpiece"])
 def test_transformers_agrees(tmp_path: Path, name: str, config: dict[str, object]) -> None:
     """Ids, text and special tokens are those of `AutoTokenizer` on the same folder."""

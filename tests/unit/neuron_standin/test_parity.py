@@ -101,13 +101,14 @@ def test_scaled_rotary_embeddings_are_llama_3s(tmp_path: Path) -> None:
     """Frequencies are scaled as Transformers scales them."""
     scaling = {
         "rope_type": "llama3",
-        "rope_theta": 5000.0,
         "factor": 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    path = make_checkpoint(tmp_path, "llama", eos_token_id=511, rope_parameters=scaling)
+    path = make_checkpoint(
+        tmp_path, "llama", eos_token_id=511, rope_theta=5000.0, rope_scaling=scaling
+    )
     expected = greedy(AutoModelForCausalLM.from_pretrained(path).eval(), PROMPTS[2])
     model = make_model(path, n_positions=128)
     model.to_neuron()
