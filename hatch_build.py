@@ -20,7 +20,8 @@ LIBRARY = SOURCE.with_suffix(".so")
 FLAGS = [
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread"),
     *("-static-libstdc++", "-static-libgcc"),  # slim images have no C++ runtime
-    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"),
+    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    *("-mavx512bf16", "-mavx512vnni"),
 ]
 
 
