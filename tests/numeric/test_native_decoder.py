@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loaders.native import NativeLoader
+from tests.helpers.versions import in_dtype
 from tgwui_k8s.contract import Batch, LoadRequest, ScheduledSequence
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
@@ -68,7 +69,7 @@ def load(folder, **kwargs):
 def reference_logits(folder, token_ids):
     """Transformers in float32, whole and without a cache."""
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, **in_dtype(torch.float32), attn_implementation="eager"
     )
     with torch.no_grad():
         return model(torch.tensor([token_ids])).logits[0].numpy()
@@ -101,18 +102,29 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     logits = execute(runner, part(runner, TOKENS))
     assert logits.dtype == np.float32
     gap = np.abs(logits - expected).mean()
-    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    own = AutoModelForCausalLM.from_pretrained(folder, **in_dtype(torch.bfloat16))
     with torch.no_grad():
         own_gap = np.abs(own(torch.tensor([TOKENS])).logits[0].float().numpy() - expected).mean()
     assert gap < own_gap
     runner.close()
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2 windows", "qwen3"])
-def test_batches_chunks_and_block_tables_change_no_bit(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("llama", "bfloat16"),
+        ("mistral", "bfloat16"),
+        ("qwen2 windows", "bfloat16"),
+        ("qwen3", "bfloat16"),
+        ("llama", "int8"),
+        ("qwen2", "int8"),
+    ],
+)
+def test_batches_chunks_and_block_tables_change_no_bit(name, weights, tmp_path):
     """Alone or with others, whole or in chunks, in whatever blocks: the identical floats."""
     architecture, overrides = MODELS[name]
-    runner = load(make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides))
+    folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
+    runner = load(folder, options={"weights": weights})
     whole = execute(runner, part(runner, TOKENS))
     chunks = [
         execute(runner, part(runner, TOKENS[begin:end], begin, first_block=10))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
-from tgwui_k8s.runtime.native import DecoderShape
+from tgwui_k8s.runtime.native import INT8_GROUP, DecoderShape
 from tgwui_k8s.storage.safetensors_file import TensorEntry
 
 ARCHITECTURES = {
@@ -85,13 +85,30 @@ class LlamaCheckpoint:
         return checkpoint
 
     @property
-    def num_weight_bytes(self) -> int:
-        """Memory of the packed weights, in bytes."""
+    def num_parameters(self) -> int:
+        """Numbers in the matrices."""
+        embedding = 0 if self.is_tied else self.shape.vocab * self.shape.hidden
+        return embedding + sum(outputs * inputs for outputs, inputs in self._linear_sizes())
+
+    def num_weight_bytes(self, *, int8: bool) -> int:
+        """Memory of the packed weights, in bytes; an embedding of its own stays in bf16."""
+        embedding = 0 if self.is_tied else 2 * self.shape.vocab * self.shape.hidden
+        return embedding + sum(
+            outputs * (-(-inputs // INT8_GROUP) * (INT8_GROUP + 4) if int8 else 2 * inputs)
+            for outputs, inputs in self._linear_sizes()
+        )
+
+    def _linear_sizes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every linear layer, the head included."""
         s = self.shape
         attention = s.heads * s.head_dim
-        per_layer = s.hidden * (2 * attention + 2 * s.kv_heads * s.head_dim + 3 * s.ffn)
-        vocab = s.vocab * s.hidden * (1 if self.is_tied else 2)
-        return 2 * (s.layers * per_layer + vocab)
+        layer = [
+            (attention + 2 * s.kv_heads * s.head_dim, s.hidden),
+            (s.hidden, attention),
+            (2 * s.ffn, s.hidden),
+            (s.hidden, s.ffn),
+        ]
+        return [(s.vocab, s.hidden)] + s.layers * layer
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor the checkpoint must hold, with its shape."""

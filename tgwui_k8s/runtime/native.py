@@ -28,6 +28,9 @@ LIBRARY = Path(__file__).parent.parent / "native" / "decoder.so"
 BLOCK_SIZE = 16
 """Positions of one KV block; fixed by the layout of keys in registers."""
 
+INT8_GROUP = 64
+"""Inputs of an int8 row that share a float32 scale; `kGroup` of int8_product.h."""
+
 REMEDY = "give it more memory or take a smaller model"
 
 
@@ -58,7 +61,7 @@ class NativeShape(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_positions",
-            "threads",
+            "threads", "int8_weights",
         )),
         ("norm_eps", ctypes.c_float),
         ("attention_scale", ctypes.c_float),
@@ -105,11 +108,12 @@ class DecoderShape:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
     library.native_supported.restype = ctypes.c_bool
+    library.native_supports_int8.restype = ctypes.c_bool
     library.native_create.restype = ctypes.c_void_p
     return library
 
 
-def why_unavailable() -> str | None:
+def why_unavailable(*, int8_weights: bool = False) -> str | None:
     """Why the native decoder cannot run on this machine; None where it can."""
     if not LIBRARY.exists():
         return "the native library was not built (no C++ compiler at install time)"
@@ -119,6 +123,8 @@ def why_unavailable() -> str | None:
         return f"the native library does not load: {error}"
     if not library.native_supported():
         return "the processor has no AVX-512 BF16"
+    if int8_weights and not library.native_supports_int8():
+        return "int8 weights need a processor with AVX-512 VNNI"
     return None
 
 
@@ -132,18 +138,20 @@ class NativeDecoder:
         cosines: npt.NDArray[np.float32],
         sines: npt.NDArray[np.float32],
         num_threads: int,
+        int8_weights: bool = False,
     ) -> None:
         """Reserve room for the weights; `set_layer` does for the cache.
 
-        `cosines` and `sines` are float32 [max_positions, head_dim / 2].
+        `cosines` and `sines` are float32 [max_positions, head_dim / 2]. With `int8_weights` the
+        linear layers are rounded to 8 bits as they are packed (see native/int8_product.h).
         Raises `NotEnoughMemoryError`.
         """
         self.shape = shape
         self._library = _library()
         sizes = NativeShape(
             shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
-            shape.vocab, cosines.shape[0], num_threads, shape.norm_eps,
-            shape.attention_scale,
+            shape.vocab, cosines.shape[0], num_threads, int8_weights,
+            shape.norm_eps, shape.attention_scale,
         )  # fmt: skip
         self._decoder = ctypes.c_void_p(
             self._library.native_create(ctypes.byref(sizes), _address(cosines), _address(sines))
@@ -176,6 +184,20 @@ class NativeDecoder:
         self._library.native_set_linear(
             self._decoder, int(which), layer, _address(addresses), len(addresses)
         )
+
+    def get_row(self, which: NativeLinear, layer: int, row: int) -> npt.NDArray[np.float32]:
+        """One packed output row, float32 [inputs], as it is computed with.
+
+        Rows of GATE_UP stand in packed order: 16 of the gate, 16 of up, and so on.
+        """
+        shape = self.shape
+        size = {
+            NativeLinear.OUT: shape.heads * shape.head_dim,
+            NativeLinear.DOWN: shape.ffn,
+        }.get(which, shape.hidden)
+        values = np.empty(size, np.float32)
+        self._library.native_get_row(self._decoder, int(which), layer, row, _address(values))
+        return values
 
     def set_vector(self, which: NativeVector, layer: int, values: npt.NDArray[np.float32]) -> None:
         """Set a norm's weight or a bias, float32 [size]."""
