@@ -43,11 +43,15 @@ class Case:
     device: str = "cpu"
     standin: bool = False
     """Its library is played by the stand-in for Neuron."""
+    quantized: str = ""
+    """The key of the format that its checkpoints are in."""
     slots: bool = False
     """A sequence has one slot: prompts are computed whole, and no block is shared."""
 
 
 CASES: dict[str, Case] = {
+    "AutoAWQ": Case(architecture="llama", quantized="AWQ"),
+    "AutoGPTQ": Case(architecture="llama", quantized="GPTQ, act-order"),
     "fake": Case(architecture=None, tolerance=0.0),
     "Transformers": Case(architecture="llama"),
     "Native": Case(architecture="llama", dtype="bfloat16", tolerance=0.15),
@@ -90,6 +94,11 @@ def _request_to_load(
         tiny = pytest.importorskip("tgwui_k8s.demo.tiny")
         folder: Path = tmp_path_factory.mktemp(name)
         path = str(tiny.make_checkpoint(folder, details.architecture, dtype=details.dtype))
+    if details.quantized:
+        from tests.helpers import quantized_checkpoints
+
+        form = quantized_checkpoints.FORMATS[details.quantized]
+        quantized_checkpoints.make_quantized(folder, form, architecture=details.architecture)
     if details.standin:
         compile_model(loader, Path(path), batch_size=4, n_positions=128, tp_degree=2)
     return LoadRequest(

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.quantized_checkpoints import FORMATS, quantize_folder
 from tests.helpers.server_process import ServerProcess, wait_until
 from tgwui_k8s.demo import model_path
 from tgwui_k8s.registry import available
@@ -58,8 +59,21 @@ def make_safetensors(folder: Path) -> Made:
     return Made("demo", ("--loader", "Transformers", "--dtype", "float32"))
 
 
+def make_quantized(name: str) -> Callable[[Path], Made]:
+    """A way to write the demo model in one of the quantized formats; its loader is inferred."""
+
+    def make(folder: Path) -> Made:
+        shutil.copytree(model_path(), folder / "quantized")
+        quantize_folder(folder / "quantized", FORMATS[name])
+        return Made("quantized", ("--dtype", "float32"))
+
+    return make
+
+
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
+    "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
+    "GPTQ": Case("AutoGPTQ", make_quantized("GPTQ, act-order"), is_exact=False),
 }
 
 

@@ -55,6 +55,13 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         raise BrokenModelError(f"{folder / 'config.json'}: {reason}") from error
 
 
+def drop_quantization(config: PreTrainedConfig) -> None:
+    """Keep Transformers from quantizing by itself: the loader does, or reads what was."""
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+
+
 def find_model_class(
     folder: Path, config: PreTrainedConfig, *, trust_remote_code: bool
 ) -> type[PreTrainedModel]:

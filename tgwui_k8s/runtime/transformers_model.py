@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from tgwui_k8s.errors import BrokenModelError
 from tgwui_k8s.runtime.checkpoint_reader import open_checkpoint
+from tgwui_k8s.runtime.quantized.model import Quantization, with_quantized_layers
 from tgwui_k8s.runtime.transformers_attention import ATTENTION_NAME, register_attention
 from tgwui_k8s.storage.weights import WeightFiles
 
@@ -28,6 +29,7 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     on_bytes: Callable[[int], None],
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """The model on the device, for inference. `on_bytes` gets the number of bytes read so far.
 
@@ -36,7 +38,10 @@ def build_model(
     register_attention()
     _quieten()
     folder = weights.files[0].parent
-    with open_checkpoint(weights, on_bytes) as tensors:
+    with open_checkpoint(weights, on_bytes) as all_tensors:
+        layers, tensors = quantization.split(all_tensors) if quantization else (set(), all_tensors)
+        if layers:
+            model_class = with_quantized_layers(model_class, config, layers)
         try:
             model, report = model_class.from_pretrained(
                 None,
@@ -50,6 +55,8 @@ def build_model(
             )
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise BrokenModelError(_contradiction(folder, str(error))) from error
+        if quantization:
+            quantization.fill(model, layers, all_tensors, device)
     if missing := sorted(report["missing_keys"]):
         raise BrokenModelError(
             _contradiction(folder, f"{len(missing)} are missing, the first is '{missing[0]}'")
