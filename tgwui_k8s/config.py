@@ -242,6 +242,93 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatewaySettings:
+    """The gateway, `tgwui-k8s gateway`: which engines, and how hard it tries; docs/gateway.md."""
+
+    gateway_port: int = setting(3000, "Port of the gateway; 0 takes a free one.", bounds=(0, 65535))
+    endpoint: tuple[str, ...] = setting(
+        (),
+        "An engine, such as http://host:5000; another dialect stands in front, as in "
+        "tgi+http://host:80. May be repeated.",
+        metavar="URL",
+    )
+    endpoint_file: str | None = setting(
+        None, "File with one engine a line; re-read when it changes.", metavar="FILE"
+    )
+    endpoint_dns: str | None = setting(
+        None,
+        "URL whose name resolves to all engines (a headless Service), resolved every 5 s.",
+        metavar="URL",
+    )
+    endpoint_selector: str | None = setting(
+        None,
+        "Kubernetes: label selector of the Services whose pods are the engines.",
+        metavar="SELECTOR",
+    )
+    endpoint_namespace: str | None = setting(
+        None, "Kubernetes: the namespace of those Services; default: the pod's own."
+    )
+    endpoint_port_name: str = setting(
+        "", "Kubernetes: the name of those Services' port; default: their first."
+    )
+    endpoint_api_key: tuple[str, ...] = setting(
+        (), "Key that engines get in place of the client's (environment or file only).", secret=True
+    )
+    endpoint_poll_seconds: float = setting(
+        1.0, "How often each engine is asked for its health and load.", bounds=(0.05, None)
+    )
+    endpoint_silent_seconds: float = setting(
+        10.0,
+        "An engine that sends nothing at all for so long is dead: its requests go elsewhere.",
+        bounds=(0.1, None),
+    )
+    expected_model: tuple[str, ...] = setting(
+        (), "Model to wait for although no engine has served it yet. May be repeated."
+    )
+    connect_timeout: float = setting(
+        2.0, "Seconds until the connection to an engine stands.", bounds=(0.01, None)
+    )
+    first_byte_timeout: float = setting(
+        120.0, "Seconds until the first event of a stream.", bounds=(0.01, None)
+    )
+    between_chunks_timeout: float = setting(
+        30.0, "Seconds from one event of a stream to the next.", bounds=(0.01, None)
+    )
+    client_stall_seconds: float = setting(
+        60.0,
+        "A client that takes nothing of its answer for so long is cut off.",
+        bounds=(0.1, None),
+    )
+    max_retries: int = setting(
+        3, "Attempts after the first, before the first byte.", metavar="TIMES", bounds=(0, None)
+    )
+    max_continuations: int = setting(
+        3, "How often one stream may go on elsewhere.", metavar="TIMES", bounds=(0, None)
+    )
+    max_queued_requests: int = setting(
+        1000, "Length of each model's queue; beyond it requests get 503.", bounds=(0, None)
+    )
+    queue_timeout: float = setting(
+        60.0, "Seconds that a request waits for an engine, or for one to start.", bounds=(0, None)
+    )
+    max_endpoint_requests: int = setting(
+        512, "Requests that one engine gets from one gateway at a time.", bounds=(1, None)
+    )
+    affinity_bound: float = setting(
+        1.25,
+        "A conversation stays at its engine while that has at most so many times the mean load; "
+        "0 turns affinity off.",
+        bounds=(0, None),
+    )
+    queue_weight: float = setting(
+        2.0, "What a request in an engine's queue counts, in running ones.", bounds=(0, None)
+    )
+    kv_cache_weight: float = setting(
+        4.0, "What a full KV cache counts: times usage / (1 - usage).", bounds=(0, None)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObservabilitySettings:
     """Logs and metrics."""
 
@@ -263,6 +350,7 @@ class Settings:
     engine: EngineSection = EngineSection()
     neuron: NeuronSettings = NeuronSettings()
     server: ServerSettings = ServerSettings()
+    gateway: GatewaySettings = GatewaySettings()
     observability: ObservabilitySettings = ObservabilitySettings()
 
 

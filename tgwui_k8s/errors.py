@@ -22,7 +22,8 @@
     │   │   ├── OverloadedError     the waiting queue is full
     │   │   ├── DrainingError       the server is shutting down
     │   │   ├── ModelNotReadyError  weights are still loading, or no model is loaded
-    │   │   └── EngineUnavailableError  the engine died or hangs
+    │   │   ├── EngineUnavailableError  the engine died or hangs
+    │   │   └── StreamInterruptedError  a stream broke off and nobody could go on with it
     │   ├── DeadlineExceededError   the request ran past its deadline                  504
     │   └── InternalError           our fault                                          500
     └── IntegrityError              an invariant of our own does not hold: a bug
@@ -169,6 +170,12 @@ class EngineUnavailableError(UnavailableError):
     """The engine process died, hangs or restarts."""
 
     code = "engine_unavailable"
+
+
+class StreamInterruptedError(UnavailableError):
+    """A stream broke off, and no other engine could go on with it; an event of that stream."""
+
+    code = "stream_interrupted"
 
 
 class DeadlineExceededError(RequestError):

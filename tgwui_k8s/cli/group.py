@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from tgwui_k8s.cli.config import config
+from tgwui_k8s.cli.gateway import gateway
 from tgwui_k8s.cli.generate import generate
 from tgwui_k8s.cli.loaders import loaders
 from tgwui_k8s.cli.models import models
@@ -59,5 +60,5 @@ def _fail(ctx: click.Context, error: Exception, exit_code: int) -> None:
     ctx.exit(exit_code)
 
 
-for command in (serve, generate, models, loaders, neuron, config, version):
+for command in (serve, gateway, generate, models, loaders, neuron, config, version):
     main.add_command(command)

@@ -25,6 +25,7 @@ _PANELS = {
     "engine": "Engine",
     "neuron": "AWS Neuron",
     "server": "Server",
+    "gateway": "Gateway",
     "observability": "Logs and metrics",
 }
 

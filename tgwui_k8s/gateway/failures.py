@@ -14,7 +14,7 @@ from typing import Literal
 
 from tgwui_k8s.errors import TgwuiError
 
-Phase = Literal["connect", "first_byte", "between_chunks", "total"]
+Phase = Literal["connect", "first_byte", "between_chunks", "total", "silent", "client"]
 
 
 class ExchangeError(TgwuiError):
@@ -54,19 +54,20 @@ class PhaseTimeoutError(ExchangeError):
 class EndpointError(ExchangeError):
     """The endpoint answered with an error status, or with an error event in its stream."""
 
-    reason = "endpoint_error"
-
     def __init__(
         self,
         status: int,
         body: bytes = b"",
         *,
+        headers: list[tuple[bytes, bytes]] | None = None,
         retry_after_seconds: float | None = None,
         is_retryable: bool = False,
     ) -> None:
+        """`is_retryable`: although the status alone does not say so."""
         super().__init__(f"the endpoint answered {status}")
         self.status = status
         self.body = body
+        self.headers = headers or []
         self.retry_after_seconds = retry_after_seconds
         self.is_retryable = is_retryable
         self.reason = f"status_{status}"

@@ -1,0 +1,1 @@
+"""Streams that outlive the endpoint they began on."""

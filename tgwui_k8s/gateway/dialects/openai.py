@@ -1,0 +1,67 @@
+"""Engines that speak OpenAI's API as we do: requests and answers pass as they are."""
+
+from __future__ import annotations
+
+from tgwui_k8s.gateway.call import CHAT, COMPLETIONS, Call
+from tgwui_k8s.gateway.continuation.token_stream import TokenStream, can_continue
+from tgwui_k8s.gateway.streams import PlainStream, Stream
+
+_WITH_DONE = frozenset({COMPLETIONS, CHAT})
+
+
+class OwnDialect:
+    """This project's engine, or another gateway: everything, and streams that continue."""
+
+    def serves(self, path: str) -> bool:
+        """Every route."""
+        return True
+
+    def new_stream(self, call: Call) -> Stream:
+        """One that continues where that is possible."""
+        if can_continue(call):
+            return TokenStream(call)
+        return PlainStream(has_done=call.path in _WITH_DONE)
+
+    def request(self, call: Call, stream: Stream | None) -> tuple[str, bytes]:
+        """The request as it came, with what makes its stream continue."""
+        body = stream.body() if isinstance(stream, TokenStream) else call.body
+        return _target(call), body
+
+    def answer(self, call: Call, status: int, body: bytes) -> bytes:
+        """As it is."""
+        return body
+
+
+class VllmDialect(OwnDialect):
+    """vLLM: OpenAI's routes, Anthropic's, and some more."""
+
+    _ROUTES = frozenset(
+        {
+            COMPLETIONS,
+            CHAT,
+            "/v1/embeddings",
+            "/v1/messages",
+            "/v1/responses",
+            "/tokenize",
+            "/detokenize",
+            "/invocations",
+        }
+    )
+
+    def serves(self, path: str) -> bool:
+        """Its own routes."""
+        return path in self._ROUTES
+
+    def new_stream(self, call: Call) -> Stream:
+        """It cannot continue."""
+        return PlainStream(has_done=call.path in _WITH_DONE)
+
+
+class LlamaServerDialect(VllmDialect):
+    """llama.cpp's server."""
+
+    _ROUTES = frozenset({COMPLETIONS, CHAT, "/v1/embeddings", "/v1/messages", "/tokenize"})
+
+
+def _target(call: Call) -> str:
+    return f"{call.path}?{call.query.decode('ascii')}" if call.query else call.path

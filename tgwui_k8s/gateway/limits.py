@@ -1,0 +1,112 @@
+"""How long each phase of an exchange may take: from the settings, or per request by header.
+
+x-gateway-connect-timeout          until the connection stands
+x-gateway-first-byte-timeout       until the answer begins
+x-gateway-between-chunks-timeout   until the next event of a stream; comments do not count
+x-gateway-total-timeout            from arrival to end, queueing and retries included
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from tgwui_k8s.errors import InvalidRequestError
+from tgwui_k8s.gateway.failures import Phase
+
+SHORTEST_SECONDS = 0.01
+
+_HEADERS = {
+    b"x-gateway-connect-timeout": "connect",
+    b"x-gateway-first-byte-timeout": "first_byte",
+    b"x-gateway-between-chunks-timeout": "between_chunks",
+    b"x-gateway-total-timeout": "total",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds per phase."""
+
+    connect: float = 2.0
+    first_byte: float = 120.0
+    between_chunks: float = 30.0
+    total: float = 600.0
+
+
+def limits_of(
+    headers: Mapping[bytes, bytes], timeout_s: object, defaults: Limits, longest: float
+) -> Limits:
+    """What this request may take; `timeout_s` is the field of its body.
+
+    Raises `InvalidRequestError` for a header that is no number of seconds up to `longest`.
+    """
+    limits = defaults
+    for name, phase in _HEADERS.items():
+        if name in headers:
+            seconds = _seconds(name.decode(), headers[name], longest)
+            limits = replace(limits, **{phase: seconds})
+    if isinstance(timeout_s, (int, float)) and 0 < timeout_s < limits.total:
+        limits = replace(limits, total=float(timeout_s))
+    return limits
+
+
+def _seconds(name: str, value: bytes, longest: float) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not SHORTEST_SECONDS <= seconds <= longest:
+        raise InvalidRequestError(
+            f"Invalid header '{name}': expected seconds from {SHORTEST_SECONDS} to {longest:g}.",
+            param=name,
+            code="invalid_value",
+        )
+    return seconds
+
+
+class Watchdog:
+    """Calls `on_expire` when a phase takes too long. Entering a phase costs no timer of its own."""
+
+    __slots__ = ("_deadline", "_loop", "_on_expire", "_phase", "_seconds", "_timer")
+
+    def __init__(self, on_expire: Callable[[Phase, float], None]) -> None:
+        self._on_expire = on_expire
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._phase: Phase = "total"
+        self._seconds = 0.0
+        self._deadline = math.inf
+
+    def enter(self, phase: Phase, seconds: float) -> None:
+        """From now on `phase` has this long."""
+        self._phase = phase
+        self._seconds = seconds
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._set_timer()
+
+    def rest(self) -> None:
+        """Nobody is waited for."""
+        self._deadline = math.inf
+
+    def stop(self) -> None:
+        """The end of all phases."""
+        self._deadline = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._deadline < math.inf:
+            self._set_timer()
+        elif self._deadline < math.inf:
+            self._deadline = math.inf
+            self._on_expire(self._phase, self._seconds)

@@ -1,0 +1,343 @@
+"""A call's life between client and endpoints.
+
+    place ─► send ─► head ─┬─► answer in one piece ─► client
+      ▲                    └─► events ─► stream ─► client ──┐
+      │                                                     │
+      └── lost, refused, overloaded, silent: try again, or go on where the stream broke off
+
+Until the client has a byte, everything is tried again. After that only a stream that can continue
+is; the client never sees the seam, or it sees an error event and no `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from tgwui_k8s.errors import (
+    DeadlineExceededError,
+    EngineUnavailableError,
+    RequestError,
+    StreamInterruptedError,
+)
+from tgwui_k8s.gateway.admission import Admission, Lease
+from tgwui_k8s.gateway.attempt import Attempt
+from tgwui_k8s.gateway.call import Call
+from tgwui_k8s.gateway.continuation.journal import NotContinuableError
+from tgwui_k8s.gateway.continuation.token_stream import TokenStream
+from tgwui_k8s.gateway.dialects import DIALECTS, dialects_for
+from tgwui_k8s.gateway.downstream import EVENT_HEADERS, ClientAnswer
+from tgwui_k8s.gateway.endpoint import DialectName, EndpointState
+from tgwui_k8s.gateway.event_stream import EventSplitter, is_comment
+from tgwui_k8s.gateway.failures import (
+    BrokenFramingError,
+    ConnectFailedError,
+    ConnectionLostError,
+    EndpointError,
+    ExchangeError,
+    PhaseTimeoutError,
+)
+from tgwui_k8s.gateway.headers import to_client, to_endpoint
+from tgwui_k8s.gateway.http_client import HttpClient, request_bytes
+from tgwui_k8s.gateway.http_connection import Exchange
+from tgwui_k8s.gateway.metrics import GatewayMetrics
+from tgwui_k8s.gateway.retry import (
+    RetryBudget,
+    backoff_seconds,
+    is_endpoints_fault,
+    is_retryable,
+)
+from tgwui_k8s.gateway.streams import Stream
+from tgwui_k8s.observability.log import event
+
+MAX_HELD_BYTES = 1024 * 1024
+"""Of an answer in one piece: so much is held back until it is complete and can no longer fail."""
+
+_MAX_ERROR_BYTES = 64 * 1024
+_LAST_READ_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """How hard the relay tries."""
+
+    max_retries: int = 3
+    """Per call, before the first byte. Connections that fail do not count: nothing was sent."""
+    max_continuations: int = 3
+    """Per call: a request that kills engines must not kill them all."""
+    client_stall_seconds: float = 60.0
+    """A client that takes nothing for so long is cut off."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a call has come over its attempts."""
+
+    stream: Stream | None = None
+    tried: set[str] = field(default_factory=set)
+    num_tries: int = 0
+
+    @property
+    def is_committed(self) -> bool:
+        """The client has a part of the answer that cannot be taken back."""
+        return self.stream is not None and self.stream.has_delivered
+
+
+class Relay:
+    """Used from one event loop."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        admission: Admission,
+        metrics: GatewayMetrics,
+        limits: RelayLimits,
+        *,
+        endpoint_key: Callable[[], bytes | None] = lambda: None,
+        random: Random | None = None,
+    ) -> None:
+        """`endpoint_key`: what endpoints get in place of the client's key."""
+        self._client = client
+        self._admission = admission
+        self._metrics = metrics
+        self._limits = limits
+        self._endpoint_key = endpoint_key
+        self._random = random or Random()  # noqa: S311 - spreads retries
+        self._budget = RetryBudget()
+
+    async def answer(self, call: Call, answer: ClientAnswer) -> None:
+        """Answer the call. Raises `RequestError`; where the answer has begun, it ends with it."""
+        self._budget.note_request()
+        progress = _Progress()
+        routes = dialects_for(call.path)
+        while True:
+            dialects: frozenset[DialectName] = routes
+            if progress.is_committed:
+                dialects = frozenset({"tgwui"})
+            lease = await self._admission.place(call, progress.tried, dialects)
+            state = lease.state
+            try:
+                await self._attempt(call, lease, answer, progress)
+                state.breaker.succeed()
+                return
+            except ExchangeError as error:
+                self._note_failure(call, state, error)
+                failure = error
+            except BaseException:
+                state.breaker.give_up()
+                raise
+            finally:
+                lease.release()
+            progress.tried.add(state.endpoint.uid)
+            if await self._has_only_lost_its_end(answer, progress):
+                return
+            await self._prepare_next(call, failure, answer, progress)
+
+    # -- one attempt --------------------------------------------------------------------------
+
+    async def _attempt(
+        self, call: Call, lease: Lease, answer: ClientAnswer, progress: _Progress
+    ) -> None:
+        state = lease.state
+        dialect = DIALECTS[state.dialect or "tgwui"]
+        if call.is_stream and not progress.is_committed:
+            progress.stream = dialect.new_stream(call)
+        target, body = dialect.request(call, progress.stream)
+        headers = to_endpoint(
+            call.headers,
+            request_id=call.request_id,
+            trace_parent=call.trace_parent,
+            key=self._endpoint_key(),
+        )
+        request = request_bytes(call.method, target, state.endpoint.origin, headers, body)
+        async with Attempt(self._client, call, state, request) as attempt:
+            exchange = attempt.exchange
+            if exchange.status >= 400:
+                raise await _endpoint_error(exchange)
+            content_type = exchange.header(b"content-type") or b""
+            if content_type.startswith(b"text/event-stream") and progress.stream is not None:
+                await self._relay_events(attempt, answer, progress.stream)
+            elif progress.is_committed:
+                raise BrokenFramingError("the endpoint went on with something that is no stream")
+            else:
+                await self._relay_whole(call, attempt, answer, state)
+
+    async def _relay_whole(
+        self, call: Call, attempt: Attempt, answer: ClientAnswer, state: EndpointState
+    ) -> None:
+        """An answer in one piece. Large ones flow through once they are too large to hold."""
+        exchange = attempt.exchange
+        headers = to_client(exchange.headers)
+        held: list[bytes] = []
+        num_bytes = 0
+        while data := await attempt.read():
+            held.append(data)
+            num_bytes += len(data)
+            if num_bytes > MAX_HELD_BYTES and not answer.has_begun:
+                await answer.begin(exchange.status, headers)
+            if answer.has_begun:
+                attempt.await_client(self._limits.client_stall_seconds)
+                await answer.write(b"".join(held))
+                held.clear()
+                attempt.note_event()
+        attempt.await_client(self._limits.client_stall_seconds)
+        if answer.has_begun:
+            await answer.end()
+        else:
+            dialect = DIALECTS[state.dialect or "tgwui"]
+            body = dialect.answer(call, exchange.status, b"".join(held))
+            await answer.whole(exchange.status, headers, body)
+
+    async def _relay_events(self, attempt: Attempt, answer: ClientAnswer, stream: Stream) -> None:
+        splitter = EventSplitter()
+        stall_seconds = self._limits.client_stall_seconds
+        while not stream.is_complete and (data := await attempt.read()):
+            out: list[bytes] = []
+            has_event = False
+            failure: ExchangeError | None = None
+            for block in splitter.feed(data):
+                if is_comment(block):
+                    out.append(block + b"\n\n")
+                    continue
+                has_event = True
+                try:
+                    out.append(stream.take(block))
+                except ExchangeError as error:
+                    failure = error  # After what has come before it has been delivered.
+                    break
+            if events := b"".join(out):
+                attempt.await_client(stall_seconds)
+                if not answer.has_begun:
+                    await answer.begin(200, EVENT_HEADERS)
+                await answer.write(events)
+            if failure is not None:
+                raise failure
+            if has_event or events:
+                attempt.note_event()
+        last = b"" if stream.is_complete else None if splitter.has_rest else stream.finish()
+        if last is None:
+            raise ConnectionLostError("the stream ended too early")
+        attempt.await_client(stall_seconds)
+        if not answer.has_begun:
+            await answer.begin(200, EVENT_HEADERS)
+        await answer.end(last)
+        await _read_to_the_end(attempt)
+
+    # -- what comes after a failure -----------------------------------------------------------
+
+    async def _has_only_lost_its_end(self, answer: ClientAnswer, progress: _Progress) -> bool:
+        """Where nothing but `[DONE]` is missing, it is said here."""
+        stream = progress.stream
+        if stream is None or not stream.has_delivered or not isinstance(stream, TokenStream):
+            return False
+        last = stream.finish()
+        if last is not None:
+            await answer.end(last)
+        return last is not None
+
+    async def _prepare_next(
+        self, call: Call, error: ExchangeError, answer: ClientAnswer, progress: _Progress
+    ) -> None:
+        """Return when the next attempt may begin; raise the `RequestError` that ends the call."""
+        now = time.monotonic()
+        if progress.is_committed:
+            can_continue = isinstance(progress.stream, TokenStream)
+            if (
+                not can_continue
+                or not is_retryable(error)
+                or isinstance(error, NotContinuableError)
+            ):
+                raise _as_request_error(error, is_begun=True)
+            if call.num_continuations >= self._limits.max_continuations:
+                raise _as_request_error(error, is_begun=True)
+            call.num_continuations += 1
+            self._metrics.count_continuation(call.model or "", error.reason)
+            logger.warning(
+                "stream continues elsewhere",
+                extra=event(
+                    endpoint=call.endpoint_names[-1],
+                    reason=error.reason,
+                    num_continuations=call.num_continuations,
+                ),
+            )
+            return
+        if not is_retryable(error):
+            raise _as_request_error(error, is_begun=answer.has_begun)
+        if not isinstance(error, ConnectFailedError):
+            progress.num_tries += 1
+            if progress.num_tries > self._limits.max_retries or not self._budget.take(now):
+                raise _as_request_error(error, is_begun=answer.has_begun)
+        call.num_retries += 1
+        self._metrics.count_retry(error.reason)
+        if not self._admission.has_other(call, progress.tried):
+            # Everybody has been tried: give them time, and then all may be tried again.
+            seconds = backoff_seconds(call.num_retries, error, self._random)
+            seconds = min(seconds, max(0.0, call.deadline - now))
+            call.wait_seconds += seconds
+            await asyncio.sleep(seconds)
+            progress.tried.clear()
+            if call.wait_seconds > self._admission.queue_seconds or now >= call.deadline:
+                raise _as_request_error(error, is_begun=answer.has_begun)
+
+    def _note_failure(self, call: Call, state: EndpointState, error: ExchangeError) -> None:
+        state.num_failures += 1
+        state.last_error = str(error)
+        if is_endpoints_fault(error):
+            state.breaker.fail(asyncio.get_running_loop().time())
+        else:
+            state.breaker.give_up()
+        self._metrics.count_failure(error.reason)
+        logger.info("attempt failed", extra=event(endpoint=state.name, reason=error.reason))
+
+
+class PassedOnError(RequestError):
+    """An endpoint's own error answer, for the client to see as it is."""
+
+    def __init__(self, error: EndpointError) -> None:
+        super().__init__(str(error))
+        self.status = error.status
+        self.headers = error.headers
+        self.body = error.body
+
+
+async def _endpoint_error(exchange: Exchange) -> EndpointError:
+    body = await exchange.read_all(_MAX_ERROR_BYTES)
+    retry_after = exchange.header(b"retry-after") or b""
+    return EndpointError(
+        exchange.status,
+        body,
+        headers=to_client(exchange.headers),
+        retry_after_seconds=float(retry_after) if retry_after.isdigit() else None,
+        is_retryable=exchange.status == 500 and exchange.header(b"x-should-retry") != b"false",
+    )
+
+
+async def _read_to_the_end(attempt: Attempt) -> None:
+    """The last bytes of the framing, so that the connection can be used again."""
+    attempt.await_rest(_LAST_READ_SECONDS)
+    try:
+        while await attempt.read():
+            pass
+    except ExchangeError:
+        return  # The client has everything.
+
+
+def _as_request_error(error: ExchangeError, *, is_begun: bool) -> RequestError:
+    """What the client is told in the end."""
+    if isinstance(error, PhaseTimeoutError) and error.phase == "total":
+        return DeadlineExceededError("The request did not finish in time.")
+    if isinstance(error, EndpointError) and (not is_begun or not error.is_retryable):
+        return PassedOnError(error)
+    if is_begun:
+        return StreamInterruptedError(
+            "The engine that served this stream was lost, and no other could go on with it."
+        )
+    if isinstance(error, PhaseTimeoutError):
+        return DeadlineExceededError("No engine answered in time.")
+    return EngineUnavailableError("The engine was lost before it answered.")
