@@ -1,23 +1,24 @@
 # The one door: everything a person or CI does with this repository is a target here.
 #
-#   make serve                        the built-in demo model on port 5000
+#   make serve                        the built-in demo model on port 5000, its page on 7860
 #   make serve MODEL=/path/or/name    another model; ARGS="--port 8080" adds flags
 #   make test PYTEST_ARGS="-k stop"   some of the tests
 #
 # Variables:
 #   PYTHON       the interpreter the environment is made with (3.10 or newer)
-#   EXTRAS       loaders to install, as in pyproject.toml: transformers,...
+#   EXTRAS       what to install, as in pyproject.toml: loaders, and ui for the web page
 #   TORCH_INDEX  another wheel index for torch, such as one with CPU-only builds
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= transformers
+EXTRAS ?= transformers,ui
 TORCH_INDEX ?=
 MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 95
 
+BROWSER ?= /usr/bin/chromium
 comma := ,
 bin := $(VENV)/bin
 constraints := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info >= (3, 11) else "py310")' 2>/dev/null || echo py311).txt
@@ -27,14 +28,14 @@ installed_clients := $(VENV)-clients/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test image-test clients check format format-check lint types imports cov docs docs-check bench freeze clean
+.PHONY: help serve test test-py310 run-py310 browser-test image-test clients check format format-check lint types imports cov docs docs-check bench freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # ----------------------------------------------------------------------------------- running
 
-serve: $(installed) ## serve MODEL (default: the demo model) on port 5000
+serve: $(installed) ## serve MODEL (default: the demo model) on port 5000, and the web page on 7860
 	@$(bin)/tgwui-k8s serve $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
@@ -43,7 +44,7 @@ bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
 
 # ---------------------------------------------------------------------------------- checking
 
-check: format-check lint types imports docs-check clients cov ## everything CI checks
+check: format-check lint types imports docs-check clients cov test-py310 browser-test ## everything CI checks
 
 test: $(installed_dev) ## run the tests
 	$(pytest) -n auto --dist loadfile $(PYTEST_ARGS)
@@ -58,6 +59,9 @@ image-test: $(installed_dev) ## build the CPU image with podman and try it as a 
 
 clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
 	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
+browser-test: $(installed_dev) ## use the web page as people do, in a real browser (BROWSER=...)
+	TEST_BROWSER='$(BROWSER)' $(pytest) tests/browser $(PYTEST_ARGS)
+
 
 format: $(installed_dev) ## write the code in its canonical form
 	$(bin)/ruff format .

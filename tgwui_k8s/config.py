@@ -242,6 +242,24 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class WebuiSettings:
+    """The web page: a process of its own beside the API; docs/web-page.md."""
+
+    webui: bool = setting(
+        True, "Serve the web page on its own port, where the extra 'ui' is installed."
+    )
+    webui_port: int = setting(
+        7860,
+        "Port of the web page, on the address of --host; 0 takes a free one.",
+        aliases=("listen-port",),
+        bounds=(0, 65535),
+    )
+    webui_root_path: str = setting(
+        "", "Path prefix under which a proxy in front shows the web page.", metavar="PATH"
+    )
+
+
 class GatewaySettings:
     """The gateway, `tgwui-k8s gateway`: which engines, and how hard it tries; docs/gateway.md."""
 
@@ -351,6 +369,7 @@ class Settings:
     neuron: NeuronSettings = NeuronSettings()
     server: ServerSettings = ServerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    webui: WebuiSettings = WebuiSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
 
 

@@ -32,6 +32,7 @@ from tgwui_k8s.model_control import ModelController
 from tgwui_k8s.observability.log import event
 from tgwui_k8s.observability.metrics import Metrics
 from tgwui_k8s.orphans import reap_orphans
+from tgwui_k8s.ui.supervisor import PageSupervisor
 
 EXIT_STOPPED, EXIT_FAULT, EXIT_USAGE, EXIT_STARTUP = 0, 1, 2, 3
 
@@ -68,6 +69,7 @@ class LifeCycle:
         self._state = ServerState(settings, self._engine, Metrics(settings.observability))
         self._models = ModelController(self._state, self._engine)
         self._state.model_control = self._models
+        self._page = PageSupervisor(settings, listener)
         self._told_to_stop = asyncio.Event()
         self._told_to_hurry = asyncio.Event()
 
@@ -76,11 +78,12 @@ class LifeCycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        background = (
-            asyncio.create_task(reap_orphans(lambda: self._engine.pid)),
-            asyncio.create_task(self._state.metrics.watch_event_loop()),
-        )
         loading = asyncio.create_task(self._models.start())
+        background = (
+            asyncio.create_task(reap_orphans(self._own_children)),
+            asyncio.create_task(self._state.metrics.watch_event_loop()),
+            asyncio.create_task(self._page.run(loading)),
+        )
         try:
             server = await self._make_server()
             serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -101,6 +104,9 @@ class LifeCycle:
             await self._engine.kill()
         logger.info("stopped", extra=event(exit_code=code))
         return code
+
+    def _own_children(self) -> set[int]:
+        return {pid for pid in (self._engine.pid, self._page.pid) if pid is not None}
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -178,9 +184,11 @@ class LifeCycle:
         return True
 
     async def _stop(self, serving: asyncio.Task[None], loading: asyncio.Task[None]) -> None:
-        """Close connections and stop the engine, both within two seconds or so."""
+        """Close connections and stop the engine and the page, all within two seconds or so."""
         await _cancel(loading)
-        await asyncio.gather(serving, self._engine.close(), return_exceptions=True)
+        await asyncio.gather(
+            serving, self._engine.close(), self._page.close(), return_exceptions=True
+        )
 
 
 class Server(uvicorn.Server):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 INTERVAL_SECONDS = 5.0
 
 
-async def reap_orphans(own_child: Callable[[], int | None]) -> None:
+async def reap_orphans(own_children: Callable[[], Collection[int]]) -> None:
     """Collect dead orphans until cancelled; returns at once where we are not process 1.
 
-    The child whose process id `own_child` returns is left to who waits for it.
+    Children whose process ids `own_children` returns are left to who waits for them.
     """
     while os.getpid() == 1:
-        collect_dead(own_child())
+        collect_dead(own_children())
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
-def collect_dead(spared: int | None) -> list[int]:
-    """Collect every child that has ended, but the spared one; returns their process ids."""
+def collect_dead(spared: Collection[int]) -> list[int]:
+    """Collect every child that has ended, but the spared ones; returns their process ids."""
     collected = []
-    while (pid := _next_dead()) is not None and pid != spared:
+    while (pid := _next_dead()) is not None and pid not in spared:
         os.waitpid(pid, os.WNOHANG)
         collected.append(pid)
     return collected

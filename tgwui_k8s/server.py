@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
 
-from tgwui_k8s.config import ServerSettings, Settings
+from tgwui_k8s.config import Settings
 from tgwui_k8s.errors import BindError
+from tgwui_k8s.listener import address_of, bind
 from tgwui_k8s.observability.log import capture_native_output, event, setup_logging
 
 EXIT_STARTUP = 3
-
-_BACKLOG = 2048
 
 logger = logging.getLogger(__name__)
 
@@ -42,47 +40,18 @@ def run_server(settings: Settings, warnings: Sequence[str] = ()) -> int:
     for warning in warnings:
         logger.warning("%s", warning)
     try:
-        listener = bind(settings.server)
+        listener = bind(settings.server.host, settings.server.port)
     except BindError as error:
         logger.error("%s", error)
         return EXIT_STARTUP
     capture_native_output()
     with listener:
-        address = _address(listener)
+        address = address_of(listener)
         logger.info("listening on %s", address, extra=event(url=address))
         # Imported here, after the port is open: the event loop, the HTTP server, the metrics.
         from tgwui_k8s.life_cycle import run_until_stopped
 
         return run_until_stopped(settings, listener)
-
-
-def bind(server: ServerSettings) -> socket.socket:
-    """A listening socket on the configured address. Raises `BindError`."""
-    host, port = server.host, server.port
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
-        )
-    except OSError as error:
-        raise BindError(_why_not_bound(host, port, error)) from error
-
-
-def _why_not_bound(host: str, port: int, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"--host {host} is no address of this machine: {error.strerror}"
-    if isinstance(error, PermissionError):
-        return f"port {port} on {host} needs privileges: choose one above 1023 with --port"
-    hint = ": stop what listens there, or choose another --port" if "in use" in str(error) else ""
-    return f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}{hint}"
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _stop_before_start(number: int, frame: FrameType | None) -> None:

@@ -93,8 +93,8 @@ def check_settings(settings: Settings) -> None:
     cache, limit = engine.kv_cache_memory, engine.memory_limit
     if cache is not None and limit is not None and cache >= limit:
         raise UsageError("--kv-cache-memory leaves nothing of --memory-limit for the weights")
-    if server.root_path and (server.root_path[0] != "/" or server.root_path[-1] == "/"):
-        raise UsageError("--root-path begins with '/' and does not end with it, as in '/llm'")
+    _check_prefix("--root-path", server.root_path)
+    _check_prefix("--webui-root-path", settings.webui.webui_root_path)
     if "*" in server.cors_origin and len(server.cors_origin) > 1:
         raise UsageError("--cors-origin '*' allows every origin: name no other beside it")
 
@@ -110,6 +110,11 @@ def loader_options(pairs: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"--loader-option '{key}' is given twice")
         options[key] = value
     return options
+
+
+def _check_prefix(origin: str, prefix: str) -> None:
+    if prefix and (prefix[0] != "/" or prefix[-1] == "/"):
+        raise UsageError(f"{origin} begins with '/' and does not end with it, as in '/llm'")
 
 
 def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

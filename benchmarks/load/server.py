@@ -30,7 +30,8 @@ class Server:
         self.port = free_port()
         self.started = time.perf_counter()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        command = [sys.executable, "-m", "tgwui_k8s", "serve", "--port", str(self.port), *flags]
+        arguments = ("serve", "--port", str(self.port), "--no-webui", *flags)
+        command = [sys.executable, "-m", "tgwui_k8s", *arguments]
         environment = {n: v for n, v in os.environ.items() if not n.startswith("TGWUI_")}
         self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env=environment

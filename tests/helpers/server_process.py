@@ -59,7 +59,7 @@ class ServerProcess:
         pairs = [f"{name}={value}" for name, value in (options or {}).items()]
         return [
             *(PYTHON, "-m", "tgwui_k8s", "serve"),
-            *("--loader", "fake", "--model", "fake", "--port", "0"),
+            *("--loader", "fake", "--model", "fake", "--port", "0", "--no-webui"),
             *(part for pair in pairs for part in ("--loader-option", pair)),
             *flags,
         ]

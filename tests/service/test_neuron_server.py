@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

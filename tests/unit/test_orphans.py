@@ -26,14 +26,14 @@ if parent == 0:
 os.waitpid(parent, 0)
 
 if {spared}:
-    assert collect_dead(own) == []
+    assert collect_dead({{own}}) == []
     assert os.waitpid(own, 0) == (own, 7 << 8)
 collected = []
 while len(collected) < {expected}:
-    collected += collect_dead(None)
+    collected += collect_dead(())
     time.sleep(0.01)
 assert parent not in collected
-assert collect_dead(None) == []
+assert collect_dead(()) == []
 """
 
 
@@ -51,6 +51,6 @@ def test_orphans_are_collected_and_the_own_child_is_left(spared: bool, expected:
 
 def test_nothing_to_collect_is_fine() -> None:
     """A process without children gets an empty list."""
-    script = "from tgwui_k8s.orphans import collect_dead; assert collect_dead(None) == []"
+    script = "from tgwui_k8s.orphans import collect_dead; assert collect_dead(()) == []"
 
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0

@@ -9,7 +9,7 @@
 | both       | API key or admin key      | admin key                                    |
 
 Every route is protected unless it is listed here, so that a new one cannot be open by mistake.
-Keys are kept as digests and compared in constant time with all of them.
+Keys are compared as digests, in constant time, with all of them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,40 @@ FileVersion = tuple[int, int, int]
 logger = logging.getLogger(__name__)
 
 
+class KeyFile:
+    """Keys of a file that may change at any time, one a line."""
+
+    def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `UsageError` where the file cannot be read or holds no key."""
+        self._path = Path(path)
+        self._clock = clock
+        self._version = _version(self._path)
+        self._keys = _read_keys(self._path)
+        self._next_check = clock() + RECHECK_SECONDS
+
+    def keys(self) -> tuple[bytes, ...]:
+        """The file's keys, read again where it has changed; good keys outlive a bad file."""
+        now = self._clock()
+        if now < self._next_check:
+            return self._keys
+        self._next_check = now + RECHECK_SECONDS
+        version = _version(self._path)
+        if version != self._version:
+            self._version = version
+            self._read_again()
+        return self._keys
+
+    def _read_again(self) -> None:
+        try:
+            self._keys = _read_keys(self._path)
+        except UsageError as error:
+            logger.error("%s The keys read before stay valid.", error)
+        else:
+            logger.info("read %d keys from the changed key file", len(self._keys))
+
+
 class KeySet:
-    """Some keys from the settings and some from a file that may change at any time."""
+    """Some keys from the settings and some from a file."""
 
     def __init__(
         self,
@@ -67,14 +99,9 @@ class KeySet:
     ) -> None:
         """Raises `UsageError` where the file cannot be read or holds no key."""
         self._fixed = tuple(_digest(key.encode()) for key in keys)
-        self._file = Path(file) if file is not None else None
-        self._clock = clock
-        self._from_file: tuple[bytes, ...] = ()
-        self._version: FileVersion | None = None
-        self._next_check = clock() + RECHECK_SECONDS
-        if self._file is not None:
-            self._version = _version(self._file)
-            self._from_file = _read_keys(self._file)
+        self._file = KeyFile(file, clock=clock) if file is not None else None
+        self._digests: tuple[bytes, ...] = ()
+        self._digested: tuple[bytes, ...] = ()
 
     @property
     def is_configured(self) -> bool:
@@ -83,27 +110,17 @@ class KeySet:
 
     def accepts(self, candidate: bytes) -> bool:
         """Whether the candidate is one of the keys; takes as long whichever it is."""
-        self._refresh()
         digest = _digest(candidate)
-        matches = [hmac.compare_digest(digest, key) for key in (*self._fixed, *self._from_file)]
+        known = (*self._fixed, *self._from_file())
+        matches = [hmac.compare_digest(digest, key) for key in known]
         return any(matches)
 
-    def _refresh(self) -> None:
-        """Read the file again where it has changed; the last good keys outlive a bad file."""
-        now = self._clock()
-        if self._file is None or now < self._next_check:
-            return
-        self._next_check = now + RECHECK_SECONDS
-        version = _version(self._file)
-        if version == self._version:
-            return
-        self._version = version
-        try:
-            self._from_file = _read_keys(self._file)
-        except UsageError as error:
-            logger.error("%s The keys read before stay valid.", error)
-        else:
-            logger.info("read %d keys from the changed key file", len(self._from_file))
+    def _from_file(self) -> tuple[bytes, ...]:
+        """Digests of the file's keys, made once per content."""
+        keys = () if self._file is None else self._file.keys()
+        if keys is not self._digested:
+            self._digested, self._digests = keys, tuple(map(_digest, keys))
+        return self._digests
 
 
 class Authentication:
@@ -183,7 +200,7 @@ def _version(file: Path) -> FileVersion | None:
 
 
 def _read_keys(file: Path) -> tuple[bytes, ...]:
-    """Digests of the keys in a file, one key a line. Raises `UsageError`."""
+    """The keys in a file, one key a line. Raises `UsageError`."""
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES)
@@ -192,4 +209,4 @@ def _read_keys(file: Path) -> tuple[bytes, ...]:
     keys = [line.strip() for line in content.splitlines() if line.strip()]
     if not keys:
         raise UsageError(f"The key file {file} holds no key; it needs one a line.")
-    return tuple(_digest(key) for key in keys)
+    return tuple(keys)

@@ -22,6 +22,7 @@ from tgwui_k8s.api.body import describe_body, read_body
 from tgwui_k8s.api.chat_prompt import chat_prompt
 from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.engine_requests import Asked, engine_requests
+from tgwui_k8s.api.errors import without_folders
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.model_settings import settings_for_model
 from tgwui_k8s.api.plan import Plan
@@ -39,7 +40,8 @@ from tgwui_k8s.api.schemas.sampling import SamplingFields
 from tgwui_k8s.api.sse import GenerationResponse
 from tgwui_k8s.api.state import ModelControl, ServedModel, ServerState
 from tgwui_k8s.errors import InvalidRequestError, ModelNotFoundError, UnsupportedParameterError
-from tgwui_k8s.storage.model_dir import DEMO, list_models
+from tgwui_k8s.storage.describe import describe_model, describe_models
+from tgwui_k8s.storage.model_dir import DEMO, list_models, resolve_model
 
 LOGITS_ROUTE = "/v1/internal/logits"
 DEFAULT_TOP_LOGITS = 50
@@ -195,8 +197,14 @@ def _add_model_routes(router: APIRouter, state: ServerState) -> None:
         return {"model_name": model.names[0], "lora_names": [], **facts}
 
     @router.get("/model/list", summary="Models that can be loaded")
-    async def model_list() -> dict[str, list[str]]:
-        """Names for `model/load`: the model directory's, and the built-in demo."""
+    async def model_list(details: bool = False) -> dict[str, Any]:
+        """Names for `model/load`: the model directory's, and the built-in demo.
+
+        With `details=true` also `models`: loader, size, context and more of each, from its files.
+        """
+        if details:
+            models = await run_sync(_described_models, state)
+            return {"model_names": [model["name"] for model in models], "models": models}
         return {"model_names": await run_sync(_model_names, state)}
 
     @router.post(
@@ -229,3 +237,16 @@ def _model_names(state: ServerState) -> list[str]:
     except ModelNotFoundError:
         names = []
     return [DEMO, *(name for name in names if name != DEMO)]
+
+
+def _described_models(state: ServerState) -> list[dict[str, Any]]:
+    """What `tgwui-k8s models` shows, without where the files lie."""
+    try:
+        models = describe_models(state.settings.model.model_dir)
+    except ModelNotFoundError:
+        models = [describe_model(resolve_model(DEMO, state.settings.model.model_dir), DEMO)]
+    rows = [msgspec.to_builtins(model) for model in models]
+    for row in rows:
+        del row["path"]
+        row["error"] = row["error"] and without_folders(row["error"])
+    return rows

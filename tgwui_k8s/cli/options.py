@@ -25,6 +25,7 @@ _PANELS = {
     "engine": "Engine",
     "neuron": "AWS Neuron",
     "server": "Server",
+    "webui": "Web page",
     "gateway": "Gateway",
     "observability": "Logs and metrics",
 }

@@ -17,15 +17,13 @@ from contextlib import suppress
 from tgwui_k8s.engine.channel import ApiChannel, ChannelError
 from tgwui_k8s.engine.messages import FromEngine, Shutdown, ToEngine
 from tgwui_k8s.errors import StartupError
-from tgwui_k8s.observability.log import relay_line
+from tgwui_k8s.observability.relay import relay_lines
 
 ENGINE_COMMAND = (sys.executable, "-m", "tgwui_k8s.engine.process")
 
 DUMP_SIGNAL = signal.SIGUSR1
 """The engine process writes the stacks of all its threads to stderr when it gets this."""
 
-_READ_BYTES = 64 * 1024
-_MAX_LINE_BYTES = 1024 * 1024
 _KILL_SECONDS = 5.0
 """A killed process that is still there after this (stuck in the kernel) is given up."""
 _ENVIRONMENT_PREFIX = "TGWUI_"
@@ -123,7 +121,7 @@ class EngineChild:
     async def _await_end(self) -> None:
         """Relay the process's output until it has ended, then tell."""
         relays = [
-            asyncio.ensure_future(_relay(stream))
+            asyncio.ensure_future(relay_lines(stream, "engine"))
             for stream in (self._process.stdout, self._process.stderr)
             if stream is not None
         ]
@@ -166,17 +164,3 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(_ENVIRONMENT_PREFIX)
     }
-
-
-async def _relay(stream: asyncio.StreamReader) -> None:
-    """Log every line that comes out of `stream`, until it ends."""
-    rest = b""
-    while data := await stream.read(_READ_BYTES):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            relay_line(line, "engine")
-        if len(rest) > _MAX_LINE_BYTES:
-            relay_line(rest, "engine")
-            rest = b""
-    if rest:
-        relay_line(rest, "engine")

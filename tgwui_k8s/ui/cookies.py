@@ -1,0 +1,37 @@
+"""The session's cookie on its way in and out."""
+
+from __future__ import annotations
+
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from tgwui_k8s.ui.keys import COOKIE, SESSION_SECONDS
+
+
+def session_cookie(headers: Headers) -> str | None:
+    """What the browser sent under our name."""
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return None if found is None else found.value
+
+
+def set_session(response: Response, value: str, headers: Headers, root_path: str) -> None:
+    """Scripts cannot read it, other sites' forms do not send it, HTTPS keeps it."""
+    response.set_cookie(
+        COOKIE,
+        value,
+        max_age=SESSION_SECONDS,
+        path=root_path or "/",
+        httponly=True,
+        samesite="lax",
+        secure=headers.get("x-forwarded-proto", "http") == "https",
+    )
+
+
+def clear_session(response: Response, root_path: str) -> None:
+    """Forget it."""
+    response.delete_cookie(COOKIE, path=root_path or "/", httponly=True, samesite="lax")

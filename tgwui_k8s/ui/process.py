@@ -1,0 +1,83 @@
+"""The page's process: `python -m tgwui_k8s.ui.process`, started by `supervisor`.
+
+It takes its settings from the first line of stdin and ends when stdin does: whatever becomes of
+the API process, no page is left behind. It gives way to the engine's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+import msgspec
+import uvicorn
+
+from tgwui_k8s.config import ObservabilitySettings
+from tgwui_k8s.observability.log import event, setup_logging
+from tgwui_k8s.ui.page_settings import PageSettings
+
+_NICENESS = 10
+_KEEP_ALIVE_SECONDS = 75
+_FAREWELL_SECONDS = 1
+
+logger = logging.getLogger(__name__)
+
+
+def main(stdin: BinaryIO) -> int:
+    """Serve the page until `stdin` ends; returns the process's exit code."""
+    os.nice(_NICENESS)
+    line = stdin.readline()
+    if not line.endswith(b"\n"):
+        return 0  # whoever started us is gone
+    settings = msgspec.json.decode(line, type=PageSettings)
+    setup_logging(ObservabilitySettings(log_level=settings.log_level, log_format="json"))
+    # uvicorn's own words about an orderly life say nothing new.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    server = _make_server(settings)
+    _when_it_ends(stdin, lambda: setattr(server, "should_exit", True))
+    listener = socket.socket(fileno=settings.listener)
+    listener.set_inheritable(False)
+    logger.info("the web page is at %s", settings.page_url, extra=event(page_url=settings.page_url))
+    asyncio.run(server.serve(sockets=[listener]))
+    return 0
+
+
+def _make_server(settings: PageSettings) -> uvicorn.Server:
+    from tgwui_k8s.ui.app import create_page
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_page(settings),
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_FAREWELL_SECONDS,
+        )
+    )
+
+
+def _when_it_ends(stdin: BinaryIO, act: Callable[[], None]) -> None:
+    def wait() -> None:
+        stdin.read()
+        act()
+        # An event loop that hangs must not keep the process: nobody else would end it.
+        threading.Event().wait(2 * _FAREWELL_SECONDS + 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.stdin.buffer))

@@ -1,0 +1,107 @@
+"""The page's way to the API of its pod: same origin for the browser, one request per interaction.
+
+Gradio's queue splits an interaction into a request that joins and another that listens, which a
+load balancer sends to different replicas. Here the answer to the request *is* the stream, so any
+replica can serve any request. Bytes pass as they come; the browser's going away ends the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from tgwui_k8s.ui.keys import Login
+
+GET_PATHS = frozenset(
+    {
+        "/docs",
+        "/health/ready",
+        "/health/startup",
+        "/metrics",
+        "/openapi.json",
+        "/v1/internal/model/info",
+        "/v1/internal/model/list",
+        "/v1/models",
+    }
+)
+POST_PATHS = frozenset(
+    {
+        "/tokenize",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/internal/model/unload",
+        "/v1/internal/token-count",
+    }
+)
+
+SENT = ("accept", "content-length", "content-type")
+RETURNED = ("content-security-policy", "content-type", "retry-after", "x-request-id")
+
+
+def api_client(api_url: str) -> httpx.AsyncClient:
+    """A client that waits for answers as long as the API lets requests take."""
+    return httpx.AsyncClient(
+        base_url=api_url,
+        timeout=httpx.Timeout(None, connect=5.0),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        trust_env=False,
+    )
+
+
+def authorization(login: Login) -> dict[str, str]:
+    """The header with the key that the session stands for."""
+    if login.key is None:
+        return {}
+    return {"authorization": f"Bearer {login.key}"}
+
+
+class Proxy:
+    """`/api/PATH` is the API's `PATH`, for the paths that the page uses."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def __call__(self, request: Request) -> Response:
+        """The API's answer, or why there is none."""
+        path = request.url.path.removeprefix("/api")
+        allowed = POST_PATHS if request.method == "POST" else GET_PATHS
+        if path not in allowed:
+            return _error(404, "not_found", "The page does not use this route.")
+        headers = {name: request.headers[name] for name in SENT if name in request.headers}
+        asked = self._client.build_request(
+            request.method,
+            httpx.URL(path=path, query=request.url.query.encode()),
+            headers={**headers, **authorization(request.scope["login"])},
+            content=request.stream() if request.method == "POST" else None,
+        )
+        try:
+            answer = await self._client.send(asked, stream=True)
+        except httpx.TransportError:
+            return _error(502, "api_unreachable", "The API of this pod does not answer.")
+        returned = {name: answer.headers[name] for name in RETURNED if name in answer.headers}
+        return StreamingResponse(
+            _body(answer),
+            status_code=answer.status_code,
+            headers={**returned, "cache-control": "no-store", "x-accel-buffering": "no"},
+            background=BackgroundTask(answer.aclose),
+        )
+
+
+async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Bytes as they come; closed with the stream, whichever side ends it."""
+    try:
+        async for chunk in answer.aiter_bytes():
+            yield chunk
+    except httpx.TransportError:
+        # The API died in mid-answer. An end without `[DONE]` is how the browser learns of it.
+        return
+    finally:
+        await answer.aclose()
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return JSONResponse({"error": {"message": message, "code": code}}, status)
