@@ -242,7 +242,6 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-@dataclass(frozen=True, kw_only=True)
 class WebuiSettings:
     """The web page: a process of its own beside the API; docs/web-page.md."""
 
@@ -260,6 +259,7 @@ class WebuiSettings:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
     """The gateway, `tgwui-k8s gateway`: which engines, and how hard it tries; docs/gateway.md."""
 
@@ -368,8 +368,8 @@ class Settings:
     engine: EngineSection = EngineSection()
     neuron: NeuronSettings = NeuronSettings()
     server: ServerSettings = ServerSettings()
-    gateway: GatewaySettings = GatewaySettings()
     webui: WebuiSettings = WebuiSettings()
+    gateway: GatewaySettings = GatewaySettings()
     observability: ObservabilitySettings = ObservabilitySettings()
 
 
