@@ -10,6 +10,7 @@
 #   TORCH_INDEX  another wheel index for torch, such as one with CPU-only builds
 
 PYTHON ?= python3
+PYTHON310 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10*/bin/python3.10) python3.10)
 VENV ?= .venv
 EXTRAS ?= transformers,ui
 TORCH_INDEX ?=
@@ -17,13 +18,14 @@ MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 95
-
 BROWSER ?= /usr/bin/chromium
+
 comma := ,
 bin := $(VENV)/bin
 constraints := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info >= (3, 11) else "py310")' 2>/dev/null || echo py311).txt
 installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 installed_dev := $(installed)-dev
+installed_py310 := $(VENV)-py310/.installed
 installed_clients := $(VENV)-clients/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
@@ -57,11 +59,18 @@ cov: $(installed_dev) ## run the tests and hold the coverage to its floor
 image-test: $(installed_dev) ## build the CPU image with podman and try it as a pod would run it
 	$(pytest) tests/image $(PYTEST_ARGS)
 
-clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
-	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
 browser-test: $(installed_dev) ## use the web page as people do, in a real browser (BROWSER=...)
 	TEST_BROWSER='$(BROWSER)' $(pytest) tests/browser $(PYTEST_ARGS)
 
+clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
+	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
+
+test-py310: ## run what needs no torch on the Neuron image's Python (PYTHON310=...)
+	@if $(PYTHON310) --version >/dev/null 2>&1; then $(MAKE) --no-print-directory run-py310; \
+	else echo "skipped: no Python 3.10 here; name one: make test-py310 PYTHON310=..."; fi
+
+run-py310: $(installed_py310)
+	$(VENV)-py310/bin/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
 
 format: $(installed_dev) ## write the code in its canonical form
 	$(bin)/ruff format .
@@ -111,11 +120,17 @@ $(installed_clients): pyproject.toml
 	$(VENV)-clients/bin/python -m pip install --quiet --group clients
 	@touch $@
 
+$(installed_py310): pyproject.toml constraints/py310.txt
+	test -x $(VENV)-py310/bin/python || $(PYTHON310) -m venv $(VENV)-py310
+	$(VENV)-py310/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-py310/bin/python -m pip install --quiet --constraint constraints/py310.txt --editable . --group test
+	@touch $@
+
 freeze: $(installed_dev) ## pin what is installed now in constraints/
 	@{ sed '/^[^#]/,$$d' $(constraints); \
 	   $(bin)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -vi '^setuptools=='; \
 	 } > $(constraints).new && mv $(constraints).new $(constraints)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(VENV)-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
