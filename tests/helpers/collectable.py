@@ -13,9 +13,9 @@ from pathlib import Path
 
 from packaging.version import Version
 
-_IMPORT = re.compile(r"^(?:from|import) ([\w.]+)", re.MULTILINE)
+_IMPORT = re.compile(r'^(?:from |import |\w+ = pytest\.importorskip\(")([\w.]+)', re.MULTILINE)
 _HELPERS = re.compile(r"^from (tests\.helpers(?:\.\w+)?) import (\w+)", re.MULTILINE)
-_OPTIONAL = ("torch", "transformers", "safetensors", "sentence_transformers")
+_OPTIONAL = ("torch", "transformers", "safetensors", "sentence_transformers", "sentencepiece")
 _BUILT_ON_TORCH = ("tgwui_k8s.runtime", "tgwui_k8s.demo.tiny", "loaders")
 _FREE_OF_TORCH = ("loaders.fake", "loaders.native", "tgwui_k8s.runtime.native")
 _NEW_TRANSFORMERS = ("loaders.hf_transformers", "loaders.hf_embeddings")
