@@ -12,8 +12,6 @@ Nothing here runs per chunk of a stream but one function call.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
 from collections.abc import Collection
 
@@ -24,6 +22,7 @@ from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import PayloadTooLargeError, TgwuiError
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
+from tgwui_k8s.observability.request_ids import request_id_of, trace_of
 
 GENERATION_PATHS = frozenset(
     {
@@ -45,10 +44,6 @@ UNKNOWN_ROUTE = "other"
 """The label of every path that is not ours: clients must not be able to invent labels."""
 
 _KSERVE_PREFIX = "/openai"
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 logger = logging.getLogger("tgwui_k8s.access")
@@ -173,16 +168,8 @@ def _identify(scope: Scope) -> tuple[bytes, bytes]:
 
     Both go into the log context of this request's task.
     """
-    request_id = _header(scope, b"x-request-id")
-    if request_id is None or _REQUEST_ID.fullmatch(request_id) is None:
-        request_id = os.urandom(16).hex().encode()
-    traceparent = _header(scope, b"traceparent")
-    matched = _TRACEPARENT.fullmatch(traceparent or b"")
-    if traceparent is None or matched is None:
-        trace_id = os.urandom(16).hex().encode()
-        traceparent = b"00-%b-%b-00" % (trace_id, os.urandom(8).hex().encode())
-    else:
-        trace_id = matched[1]
+    request_id = request_id_of(_header(scope, b"x-request-id"))
+    trace_id, traceparent = trace_of(_header(scope, b"traceparent"))
     request_id_var.set(request_id.decode())
     trace_id_var.set(trace_id.decode())
     return request_id, traceparent
