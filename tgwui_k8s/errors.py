@@ -8,7 +8,8 @@
     │   ├── LoaderUnavailableError  the loader's library is not installed
     │   ├── UnsupportedModelError   the loader cannot run this architecture or format
     │   ├── BrokenModelError        a file of the model is missing, truncated or wrong
-    │   └── NotEnoughMemoryError    weights, KV cache or workspace do not fit
+    │   ├── NotEnoughMemoryError    weights, KV cache or workspace do not fit
+    │   └── DownloadError           a model cannot be fetched
     ├── RequestError                this request cannot be served; nobody else is affected
     │   ├── InvalidRequestError     the client's mistake                               400
     │   │   ├── ContextLengthError  prompt and completion do not fit the context       400
@@ -68,6 +69,10 @@ class BrokenModelError(StartupError):
 
 class NotEnoughMemoryError(StartupError):
     """Weights, KV cache or workspace do not fit the memory limit."""
+
+
+class DownloadError(StartupError):
+    """A model cannot be fetched: the source, the network or the disk."""
 
 
 class RequestError(TgwuiError):

@@ -1,4 +1,4 @@
-"""`tgwui-k8s models`: what lies in the model directory."""
+"""`tgwui-k8s models`: what lies in the model directory, and `models pull`: put a model there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import rich_click as click
 
 from tgwui_k8s.byte_size import format_byte_size
+from tgwui_k8s.cli.models_pull import pull
 from tgwui_k8s.cli.options import show_warnings, with_settings
 from tgwui_k8s.cli.tables import print_table
 from tgwui_k8s.config import Settings
@@ -19,10 +20,11 @@ from tgwui_k8s.storage.model_dir import DEMO, resolve_model
 _COLUMNS = ("name", "loader", "size", "quantization", "context", "architecture", "why")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
 @with_settings("model_dir")
-def models(settings: Settings, provenance: Provenance, as_json: bool) -> None:
+@click.pass_context
+def models(ctx: click.Context, settings: Settings, provenance: Provenance, as_json: bool) -> None:
     """List the models in the model directory, and the loader that each would get.
 
     Names, sizes, config.json and GGUF headers are read; weights are not. A folder that holds no
@@ -32,7 +34,10 @@ def models(settings: Settings, provenance: Provenance, as_json: bool) -> None:
     Examples:
       tgwui-k8s models --model-dir /models
       tgwui-k8s models --json | jq '.[] | select(.loader == "llama.cpp") | .name'
+      tgwui-k8s models pull hf://TheBloke/Llama-2-7B-Chat-AWQ --model-dir /models
     """
+    if ctx.invoked_subcommand is not None:
+        return
     show_warnings(provenance)
     model_dir = settings.model.model_dir
     try:
@@ -58,3 +63,6 @@ def _row(model: ModelDescription) -> tuple[str, ...]:
         model.architecture or "-",
         model.error or model.reason,
     )
+
+
+models.add_command(pull)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import rich_click as click
 
+from tgwui_k8s.cli.fetched_model import with_fetched_model
 from tgwui_k8s.cli.options import with_settings
 from tgwui_k8s.config import Settings
 from tgwui_k8s.server import run_server
@@ -27,4 +30,5 @@ def serve(ctx: click.Context, settings: Settings, provenance: Provenance) -> Non
     lets running requests finish. Exit codes: 0 stopped by a signal, 2 wrong settings, 3 could not
     load the model or bind the port.
     """
+    settings = with_fetched_model(settings, os.environ)
     ctx.exit(run_server(settings, provenance.warnings))
