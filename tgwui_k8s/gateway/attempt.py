@@ -44,7 +44,7 @@ class Attempt:
             try:
                 await self._head()
             except ConnectionLostError:
-                if not self.exchange.is_reused:
+                if self.exchange.has_answer or not self.exchange.is_reused:
                     raise
                 # A kept connection that the other side had closed meanwhile: nobody's failure.
                 self._close()

@@ -40,7 +40,7 @@ class Exchange:
 
     __slots__ = (
         "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_reader",
-        "headers", "is_reused", "status",
+        "has_answer", "headers", "is_reused", "status",
     )  # fmt: skip
 
     def __init__(self, connection: HttpConnection, *, is_reused: bool) -> None:
@@ -49,6 +49,8 @@ class Exchange:
         self.headers: Headers = []
         self.is_reused = is_reused
         """The connection has served other exchanges before: it may have been closed meanwhile."""
+        self.has_answer = False
+        """At least a byte of the answer has come."""
         self._connection = connection
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -202,6 +204,7 @@ class HttpConnection(asyncio.Protocol):
             self.close()
             return
         self._head_bytes += len(data)
+        self._exchange.has_answer = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
