@@ -1,7 +1,8 @@
 """Hosts a model that embeds: texts of all requests share its batches.
 
-A step takes waiting texts in order of arrival, as many as the token budget holds after padding.
-A request is answered when the last of its texts has its vector.
+A step takes one text of every waiting request in turn, as many as the token budget holds after
+padding, so that a request of two thousand texts delays nobody. A request is answered when the last
+of its texts has its vector. Why this is not the scheduler: docs/decisions/0028.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ class _Running:
 
     request: EmbeddingRequest
     vectors: list[bytes] = field(default_factory=list)
+    num_taken: int = 0
+    """Texts that a batch has taken."""
+
+    @property
+    def next_text(self) -> tuple[int, ...]:
+        """The token ids of the text that is computed next."""
+        return self.request.token_id_lists[self.num_taken]
+
+    @property
+    def is_taken(self) -> bool:
+        return self.num_taken == len(self.request.token_id_lists)
 
     @property
     def is_complete(self) -> bool:
@@ -46,8 +58,8 @@ class EmbeddingLoop:
         self._max_batch = settings.max_num_seqs
         self._max_waiting = settings.max_waiting_requests
         self._requests: dict[str, _Running] = {}
-        self._waiting: deque[tuple[_Running, tuple[int, ...]]] = deque()
-        """Texts in order; those of one request stand together."""
+        self._waiting: deque[_Running] = deque()
+        """Requests with texts that no batch has taken; the first is next."""
         self._num_steps = 0
         self._num_tokens = 0
         self._step_started: float | None = None
@@ -94,7 +106,7 @@ class EmbeddingLoop:
         elif isinstance(message, AbortRequest):
             aborted = self._requests.pop(message.request_id, None)
             if aborted is not None:
-                self._waiting = deque(part for part in self._waiting if part[0] is not aborted)
+                self._waiting = deque(one for one in self._waiting if one is not aborted)
 
     def _add(self, request: EmbeddingRequest, channel: EngineChannel) -> None:
         if len(self._requests) >= self._max_waiting:
@@ -103,7 +115,7 @@ class EmbeddingLoop:
             return
         running = _Running(request)
         self._requests[request.request_id] = running
-        self._waiting.extend((running, token_ids) for token_ids in request.token_id_lists)
+        self._waiting.append(running)
 
     def _step(self) -> list[Embedded]:
         """Compute one batch; the requests it has completed."""
@@ -126,12 +138,17 @@ class EmbeddingLoop:
         return [Embedded(one.request.request_id, b"".join(one.vectors)) for one in done]
 
     def _take_batch(self) -> list[tuple[_Running, tuple[int, ...]]]:
-        """Texts from the front, one at least, while their padded batch fits the budget."""
+        """A text of every request in turn, one at least, while the padded batch fits the budget."""
         batch: list[tuple[_Running, tuple[int, ...]]] = []
         longest = 0
         while self._waiting and len(batch) < self._max_batch:
-            longest = max(longest, len(self._waiting[0][1]))
+            running = self._waiting[0]
+            longest = max(longest, len(running.next_text))
             if batch and longest * (len(batch) + 1) > self._budget:
                 break
-            batch.append(self._waiting.popleft())
+            batch.append((running, running.next_text))
+            running.num_taken += 1
+            self._waiting.rotate(-1)
+            if running.is_taken:
+                self._waiting.pop()
         return batch

@@ -100,8 +100,18 @@ def test_texts_of_requests_share_batches() -> None:
     channel = ScriptedChannel([embed("a", 3, 5), embed("b", 2, 9, 1)])
     embedder = run(channel)
 
-    assert embedder.batches == [[3, 5, 2], [9, 1]]
+    assert embedder.batches == [[3, 2, 5], [9, 1]]
     assert channel.answers() == {"a": [[3, 1], [5, 2]], "b": [[2, 1], [9, 2], [1, 3]]}
+
+
+def test_a_request_of_many_texts_delays_nobody() -> None:
+    """Batches take a text of every request in turn; vectors stay in order."""
+    channel = ScriptedChannel([embed("many", *range(1, 8))], [embed("one", 2)])
+    embedder = run(channel, max_seqs=2)
+
+    assert embedder.batches == [[1, 2], [3, 2], [4, 5], [6, 7]]
+    assert list(channel.answers()) == ["one", "many"]
+    assert channel.answers()["many"] == [[length, length] for length in range(1, 8)]
 
 
 def test_text_over_the_budget_goes_alone() -> None:
