@@ -12,6 +12,7 @@ from tgwui_k8s.cli.models import models
 from tgwui_k8s.cli.neuron import neuron
 from tgwui_k8s.cli.options import option_name
 from tgwui_k8s.cli.serve import serve
+from tgwui_k8s.cli.upstream import upstream
 from tgwui_k8s.cli.version import version
 from tgwui_k8s.errors import RequestError, StartupError, UsageError
 
@@ -60,5 +61,5 @@ def _fail(ctx: click.Context, error: Exception, exit_code: int) -> None:
     ctx.exit(exit_code)
 
 
-for command in (serve, gateway, generate, models, loaders, neuron, config, version):
+for command in (serve, gateway, generate, models, loaders, neuron, upstream, config, version):
     main.add_command(command)
