@@ -11,8 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.helpers.versions import in_dtype  # noqa: E402
+from tests.helpers.versions import in_dtype, needs_transformers  # noqa: E402
 from tgwui_k8s.demo import model_path  # noqa: E402
+
+pytestmark = needs_transformers("5")
 
 WEATHER_TOOL = {
     "type": "function",
