@@ -1,0 +1,1 @@
+"""What `benchmarks/gateway_chaos.py` is made of."""
