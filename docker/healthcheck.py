@@ -5,7 +5,8 @@ import os
 import sys
 import urllib.request
 
-port = os.environ.get("TGWUI_PORT") or os.environ.get("SAGEMAKER_BIND_TO_PORT") or "5000"
+variables = ("HEALTHCHECK_PORT", "TGWUI_PORT", "SAGEMAKER_BIND_TO_PORT")
+port = next(filter(None, map(os.environ.get, variables)), "5000")
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 try:
     opener.open(f"http://127.0.0.1:{port}/health/ready", timeout=4).close()

@@ -2,9 +2,9 @@
 # Pin what an image installs, with hashes, in docker/locks/. Needs uv (pip install uv).
 #
 #   docker/lock.sh                        every lock that is in the repository
-#   docker/lock.sh cpu                    the CPU image without extras: no torch
+#   docker/lock.sh cpu s3,ui              the CPU image as it is by default: no torch
 #   docker/lock.sh cuda12 transformers    CUDA 12.8: the last torch that PyPI has for it
-#   TORCH_INDEX=... docker/lock.sh cpu transformers
+#   TORCH_INDEX=... docker/lock.sh cpu transformers,s3,ui
 #
 # Versions are those of constraints/, so that images run what the tests ran. PyPI is enough for all
 # but `cpu` with an extra that needs torch: PyPI's torch is the CUDA build, so TORCH_INDEX must name
@@ -23,10 +23,12 @@ main() {
     return
   fi
   lock build
+  lock gateway
   lock cpu
-  lock cuda12 transformers
-  lock cuda13 transformers
-  lock neuron
+  lock cpu s3,ui
+  lock cuda12 transformers,s3,ui
+  lock cuda13 transformers,s3,ui
+  lock neuron s3,ui
 }
 
 # lock TARGET [EXTRAS]
@@ -40,6 +42,12 @@ lock() {
     build)
       requirements=("$scratch/build.in")
       echo "hatchling>=1.26" >"$scratch/build.in"
+      cp $pins "$constraints"
+      ;;
+    gateway) # what tgwui_k8s.gateway and the command line import, and no more
+      requirements=("$scratch/gateway.in")
+      printf '%s\n' click httptools msgspec prometheus-client pyyaml rich-click starlette uvicorn \
+        uvloop >"$scratch/gateway.in"
       cp $pins "$constraints"
       ;;
     cpu)
@@ -62,7 +70,7 @@ lock() {
       options+=(--no-emit-package transformers --no-emit-package numpy)
       ;;
     *)
-      echo "unknown target '$target': build, cpu, cuda12, cuda13 or neuron" >&2
+      echo "unknown target '$target': build, gateway, cpu, cuda12, cuda13 or neuron" >&2
       return 2
       ;;
   esac

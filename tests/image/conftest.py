@@ -17,6 +17,7 @@ from tests.helpers.podman import Podman
 
 BASE = "localhost/debian-base:bookworm"
 IMAGE = "localhost/tgwui-k8s:cpu"
+GATEWAY = "localhost/tgwui-k8s:gateway"
 
 _BASE_TAR = Path("build/image-test/base.tar")
 _PACKAGES = ("ca-certificates", "python3", "python3-venv")
@@ -43,12 +44,19 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 
 @pytest.fixture(scope="session")
 def image(podman: Podman) -> str:
-    """docker/Dockerfile.cpu without extras: no torch."""
+    """docker/Dockerfile.cpu as it is by default: no torch."""
     podman.run("import", str(_base_tar()), BASE)
     podman.build(
         "docker/Dockerfile.cpu", IMAGE, BASE_IMAGE=BASE, VERSION="1.2.3", REVISION="0123abc"
     )
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def gateway_image(podman: Podman, image: str) -> str:
+    """docker/Dockerfile.gateway; after the other, which brings the base."""
+    podman.build("docker/Dockerfile.gateway", GATEWAY, BASE_IMAGE=BASE)
+    return GATEWAY
 
 
 def _base_tar() -> Path:

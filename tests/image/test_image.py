@@ -161,6 +161,27 @@ def test_sagemakers_command_and_port_are_understood(podman: Podman, image: str) 
         assert httpx.get(f"http://{address}/ping", trust_env=False).status_code == 200
 
 
+def test_the_gateways_image_serves_an_engine(
+    podman: Podman, image: str, gateway_image: str
+) -> None:
+    """Without numpy, pydantic or a tokenizer it relays a completion, read-only, as anybody."""
+    engine_options = (*HARDENED, "--env", "TGWUI_LOADER=fake", "--env", "TGWUI_MODEL=fake")
+    with Container(podman, image, options=(*engine_options, *PUBLISHED)) as engine:
+        engine.wait_until_ready()
+        address = podman.inspect(engine.id)["NetworkSettings"]["IPAddress"]
+        command = ("gateway", "--endpoint", f"http://{address}:5000")
+        options = (*HARDENED, *ANYBODY, "--publish", "127.0.0.1::3000")
+        with Container(podman, gateway_image, *command, options=options) as gateway:
+            gateway.wait_until(lambda: gateway.try_to_execute("healthcheck") == 0)
+            host = podman.run("port", gateway.id, "3000/tcp").stdout.split()[0]
+            assert complete(f"http://{host}") == complete(engine.url)
+            gateway.stop(30)
+            assert gateway.state["ExitCode"] == 0
+            assert all(line["level"] != "error" for line in gateway.log_lines())
+    sizes = [podman.inspect(name)["Size"] for name in (gateway_image, image)]
+    assert sizes[0] < sizes[1]
+
+
 def test_the_image_holds_what_it_should(podman: Podman, image: str) -> None:
     """User, ports, entry point, signal, health check and labels; the decoder, and no compiler."""
     config = podman.inspect(image)["Config"]
