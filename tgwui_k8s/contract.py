@@ -42,6 +42,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """`resume_token_ids`: going on from tokens generated elsewhere."""
     unsupported_params: tuple[str, ...] = ()
     """Fields of `SamplingParams` that must keep their defaults."""
+    prompt_lookup: bool = False
+    """Tokens can be guessed and computed ahead; the engine says so, as for `grammar`."""
     adapters: bool = False
     grammar: bool = False
     """Answers can be held to a grammar; the engine says so, not the loader of a `ModelRunner`."""
@@ -356,6 +358,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens found."""
     prompt_tokens: int = 0
     """Prompt tokens computed or taken from the cache."""
+    num_draft_tokens: int = 0
+    """Tokens guessed by prompt lookup and computed ahead."""
+    num_accepted_tokens: int = 0
+    """Those of them that sampling confirmed."""
     generation_tokens: int = 0
     kv_block_size: int = 0
     kv_num_blocks: int = 0

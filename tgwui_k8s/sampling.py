@@ -54,6 +54,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ban_eos_token: bool = False
     """End-of-sequence tokens are never sampled."""
 
+    # Speed
+    prompt_lookup_num_tokens: int = 0
+    """Tokens that are guessed from the text so far and computed ahead; 0 is off. It changes no
+    token where the model's kernels do not depend on the batch."""
+
     # Randomness
     seed: int = 0
     """64-bit; the API draws one when the client gave none."""

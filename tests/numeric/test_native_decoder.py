@@ -10,13 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loaders.native import NativeLoader
+from tests.helpers.toy_runner import run_to_end
 from tests.helpers.versions import in_dtype
-from tgwui_k8s.contract import Batch, LoadRequest, ScheduledSequence
+from tgwui_k8s.contract import Batch, GenerationRequest, LoadRequest, ScheduledSequence
 from tgwui_k8s.demo.tiny import make_checkpoint
+from tgwui_k8s.engine.core import EngineCore
+from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.runtime.llama_checkpoint import round_to_bfloat16
 from tgwui_k8s.runtime.native import why_unavailable
 from tgwui_k8s.runtime.rope import rope_tables
+from tgwui_k8s.sampling import SamplingParams
 
 pytestmark = pytest.mark.skipif(
     why_unavailable() is not None, reason=f"no native decoder: {why_unavailable()}"
@@ -140,6 +144,32 @@ def test_batches_chunks_and_block_tables_change_no_bit(name, weights, tmp_path):
     assert np.array_equal(beside[17], whole[119])
     assert np.array_equal(beside[18:], whole)
     runner.close()
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_tokens_computed_ahead_change_no_text(weights, tmp_path):
+    """Guessed or one by one, greedy or sampled: the same tokens, since no bit depends on it."""
+    folder = make_checkpoint(tmp_path, "llama", dtype="bfloat16", vocab_size=16)
+    texts = []
+    for num_guessed in (0, 8):
+        runner = load(folder, options={"weights": weights})
+        core = EngineCore(runner, EngineSettings(max_num_seqs=8, max_waiting_requests=8))
+        for index in range(6):
+            params = SamplingParams(
+                max_tokens=60,
+                temperature=index % 3 / 2,
+                seed=index,
+                ignore_eos=True,
+                prompt_lookup_num_tokens=num_guessed,
+            )
+            prompt = tuple(token % 16 for token in TOKENS[: 10 * index + 1])
+            core.add_request(
+                GenerationRequest(request_id=str(index), prompt_token_ids=prompt, params=params)
+            )
+        texts.append(run_to_end(core))
+        assert (core.stats.num_accepted_tokens > 20) == (num_guessed > 0)
+        runner.close()
+    assert texts[0] == texts[1]
 
 
 def test_a_windowed_layer_needs_no_block_before_its_window(tmp_path):

@@ -74,6 +74,18 @@ async def test_a_sampler_that_the_loader_lacks_is_refused(
     assert (await complete(backend, info)).status_code == 200
 
 
+async def test_guessing_ahead_is_refused_where_it_cannot_be_done() -> None:
+    """A loader that computes prompts whole cannot compute guesses; 0 asks for nothing."""
+    info = {"capabilities": Capabilities(prompt_lookup=False)}
+    refused = await complete(StillBackend(ANSWER), info, prompt_lookup_num_tokens=4)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "unsupported_parameter"
+    assert refused.json()["error"]["param"] == "prompt_lookup_num_tokens"
+    allowed = await complete(StillBackend(ANSWER), info, prompt_lookup_num_tokens=0)
+    assert allowed.status_code == 200
+
+
 async def test_mirostat_cannot_resume_without_past_distributions() -> None:
     """Its state is made of them."""
     info = {"capabilities": Capabilities(prompt_logprobs=False)}

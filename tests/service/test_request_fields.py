@@ -77,6 +77,7 @@ EXAMPLES: dict[str, dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]] = {
     "temperature_last": {"temperature_last": True},
     "sampler_priority": {"sampler_priority": "top_k\ntemperature"},
     "guidance_scale": {"guidance_scale": 1.5},
+    "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 8},
     "preset": {"preset": "min_p"},
     "seed": {"seed": 2},
     "logit_bias": {"logit_bias": {"7": -100}},
@@ -228,7 +229,7 @@ def _server() -> Iterator[ApiServer]:
     # A special token in between, and an end.
     script = [*encode("It was"), 3, *encode(" so."), 1]
     backend = FakeBackend(lambda request, index: script * 20)
-    capabilities = replace(backend.info.capabilities, grammar=True)
+    capabilities = replace(backend.info.capabilities, grammar=True, prompt_lookup=True)
     backend.info = replace(backend.info, capabilities=capabilities)
     with serving(backend, template=TEMPLATE) as server:
         yield server

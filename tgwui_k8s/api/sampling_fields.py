@@ -78,6 +78,8 @@ def sampler_values(
     samplers = merged_samplers(request, preset_dir)
     if samplers.get("guidance_scale", 1.0) != 1.0 and not model.info.capabilities.guidance:
         raise _lacking("guidance_scale", "guidance")
+    if samplers.get("prompt_lookup_num_tokens") and not model.info.capabilities.prompt_lookup:
+        raise _lacking("prompt_lookup_num_tokens", "way to compute tokens ahead")
     values = {name: samplers[name] for name in _PLAIN_FIELDS if name in samplers}
     if samplers.get("do_sample") is False:
         values["temperature"] = 0.0

@@ -27,6 +27,7 @@ from tgwui_k8s.contract import (
 from tgwui_k8s.engine.grammar import GrammarDesk, GrammarError, Grammars, GrammarState
 from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
 from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
+from tgwui_k8s.engine.prompt_lookup import PromptLookup
 from tgwui_k8s.engine.sampler import NumpySampler
 from tgwui_k8s.engine.scheduler import Schedule, ScheduledLane, Scheduler
 from tgwui_k8s.errors import OverloadedError
@@ -134,6 +135,8 @@ class EngineCore:
 
     # -------------------------------------------------------------------------------------- a step
 
+            num_draft_tokens=scheduler.num_draft_tokens,
+            num_accepted_tokens=scheduler.num_accepted_tokens,
     def step(self) -> list[RequestDeltas]:
         """Compute one batch and return what it produced; nothing when there is nothing to do."""
         self._expire()
@@ -168,11 +171,11 @@ class EngineCore:
                 last_rows.append(first_row - 1)
             if sequence.num_uncomputed == 0:
                 ready.append(sequence)
-                indices.append(last_rows[0])
+                indices.append(last_rows[0] - parts[0].num_drafts)
                 guidance_indices.append(last_rows[1] if len(last_rows) > 1 else None)
         self._release_siblings(schedule)
         ready, indices, guidance_indices = self._drop_empty(ready, indices, guidance_indices)
-        if ready:
+        while ready:
             self._set_masks(ready)
             rows = [sequence.sampling for sequence in ready]
             sampled = self.sampler.sample(logits, rows, indices, guidance_indices)
@@ -188,6 +191,15 @@ class EngineCore:
         sequence.append(token.token_id)
         if not self._fits_grammar(sequence, (token.token_id,)):
             return
+            # Where the token was guessed, the logits of the one after it are there as well.
+            confirmed = [
+                (sequence, index + 1)
+                for sequence, index, token in zip(ready, indices, sampled, strict=True)
+                if self.scheduler.confirm(sequence, token.token_id)
+            ]
+            ready = [sequence for sequence, _ in confirmed]
+            indices = [index for _, index in confirmed]
+            guidance_indices = [None] * len(confirmed)
         finish_reason = self._why_finished(sequence, sequence.sampling)
         is_stop_token = finish_reason == "stop"
         if finish_reason is None and sequence.is_grammar_complete:
@@ -295,7 +307,13 @@ class EngineCore:
             choice=index,
         )
         return Sequence(
-            request, index, lanes, sampling, Status.BLOCKED, to_replay=resumed if replays else ()
+            request,
+            index,
+            lanes,
+            sampling,
+            Status.BLOCKED,
+            to_replay=resumed if replays else (),
+            lookup=self._make_lookup(source),
         )
 
     def _start(self, request: Request) -> None:
@@ -308,6 +326,15 @@ class EngineCore:
                 self._fail(
                     sequence,
                     "The request needs more KV cache than there is: shorten the prompt, lower "
+    def _make_lookup(self, source: GenerationRequest) -> PromptLookup | None:
+        """What guesses the request's tokens; under guidance nothing does."""
+        num_tokens = source.params.prompt_lookup_num_tokens
+        can_guess = self.runner.layout.chunked_prefill and not source.negative_prompt_token_ids
+        if num_tokens == 0 or not can_guess:
+            return None
+        longest = len(source.prompt_token_ids) + source.params.max_tokens
+        return PromptLookup(num_tokens, min(longest, self.runner.info.max_model_len))
+
                     "max_tokens, or drop the guidance.",
                     "context_length_exceeded",
                 )

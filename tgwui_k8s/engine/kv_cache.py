@@ -67,6 +67,14 @@ class KVCache:
                 table.append(pool.allocate())
         return True
 
+    def num_tokens_to_hold(self, lane: Lane) -> int:
+        """How many tokens the lane could have blocks for, if it took all that are free."""
+        counts = [
+            len(table) + pool.num_free
+            for pool, table in zip(self.pools, lane.block_tables, strict=True)
+        ]
+        return min(counts) * self.layout.block_size
+
     def release(self, lane: Lane) -> None:
         """Give all blocks back; what they hold stays cached until evicted."""
         for pool, table in zip(self.pools, lane.block_tables, strict=True):

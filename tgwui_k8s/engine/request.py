@@ -19,6 +19,7 @@ from tgwui_k8s.contract import (
     SamplingRow,
     TopLogprobs,
 )
+from tgwui_k8s.engine.prompt_lookup import PromptLookup
 
 
 class Status(Enum):
@@ -86,6 +87,8 @@ class Sequence:
     grammar: Any = None
     """Where it stands in its grammar (`engine.grammar.GrammarState`); None without one."""
 
+    lookup: PromptLookup | None = None
+    """Guesses what comes next, where the request asked for that."""
     @property
     def order(self) -> tuple[int, int, int]:
         """Who goes first: priority, then arrival, then choice."""

@@ -5,6 +5,9 @@ stall streams that are already flowing; then prompts under way; then new ones, f
 served within a priority. When blocks run out, the sequence that would go last gives its blocks
 back and is computed again later (preemption by recomputation): whoever goes first always
 advances, so nobody starves behind equals.
+
+What is left of the budget goes to guesses at what decoding sequences say next, where they asked
+for them (`prompt_lookup`). A guess never makes anybody wait or give blocks back in its step.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from tgwui_k8s.errors import IntegrityError
 MAX_LOGITS_PER_SEQUENCE = 256
 """Logits rows one sequence may ask for in a step: 128k float32 words each, so 128 MiB."""
 
+MAX_LOGITS_WITH_DRAFTS = 256
+"""Logits rows of a step that guesses may fill up; loaders reserve memory for as many."""
+
 
 @dataclass(slots=True)
 class ScheduledLane:
@@ -29,6 +35,8 @@ class ScheduledLane:
     lane: Lane
     num_tokens: int
     num_logits: int
+    num_drafts: int = 0
+    """Guessed tokens behind them, each of which has logits, too."""
 
 
 @dataclass(slots=True)
@@ -50,9 +58,19 @@ class Schedule:
                     token_ids=lane.token_ids[start : start + part.num_tokens],
                     block_tables=lane.block_tables,
                     num_logits=part.num_logits,
+                    adapter=lane.adapter,
                 )
             )
             self.batch.num_tokens += part.num_tokens
+
+    def add_draft(self, position: int, part: ScheduledLane, draft: list[int]) -> None:
+        """Compute guessed tokens behind the newest one of the batch's entry at `position`."""
+        scheduled = self.batch.sequences[position]
+        scheduled.token_ids = [*scheduled.token_ids, *draft]
+        scheduled.num_logits += len(draft)
+        part.num_logits += len(draft)
+        part.num_drafts = len(draft)
+        self.batch.num_tokens += len(draft)
 
     def remove(self, sequence: Sequence) -> int:
         """Take a sequence that was preempted out again; returns the tokens this frees."""
@@ -79,6 +97,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self._waiting: list[tuple[tuple[int, int, int], Sequence]] = []
         self._free_rows = list(range(max_num_seqs))
         self._last_was_prefill = False
@@ -124,6 +144,20 @@ class Scheduler:
         for part in parts:
             self.kv_cache.advance(part.lane, part.lane.num_computed + part.num_tokens)
 
+    def confirm(self, sequence: Sequence, token_id: int) -> bool:
+        """True if the token just sampled was guessed: its keys and values are there already.
+
+        The logits that follow it are those of the sequence, and the next token can be sampled.
+        """
+        if sequence.status is not Status.RUNNING or sequence.lookup is None:
+            return False
+        if not sequence.lookup.confirm(token_id):
+            return False
+        self.num_accepted_tokens += 1
+        for lane in sequence.lanes:
+            self.kv_cache.advance(lane, lane.num_computed + 1)
+        return True
+
     # ------------------------------------------------------------------------------------- a step
 
     def schedule(self) -> Schedule:
@@ -140,6 +174,7 @@ class Scheduler:
             if not self.layout.mixed_batches and not schedule.entries:
                 self._schedule_running(schedule, decodes)
         self._last_was_prefill = any(not seq.is_decoding for seq, _ in schedule.entries)
+        self._speculate(schedule)
         return schedule
 
     def check_integrity(self) -> None:
@@ -166,6 +201,27 @@ class Scheduler:
             parts = self._plan(sequence, self.max_num_batched_tokens - schedule.batch.num_tokens)
             if parts and self._make_room(schedule, sequence, parts):
                 schedule.add(sequence, parts)
+
+    def _speculate(self, schedule: Schedule) -> None:
+        """Let decodes compute guesses with the budget, logits and blocks that are left."""
+        position = -1
+        num_logits_left = MAX_LOGITS_WITH_DRAFTS - schedule.batch.num_logits
+        for sequence, parts in schedule.entries:
+            position += len(parts)
+            if sequence.lookup is None or not sequence.is_decoding or sequence.wants_prompt_logits:
+                continue
+            lane = parts[0].lane
+            limit = min(
+                self.max_num_batched_tokens - schedule.batch.num_tokens,
+                num_logits_left,
+                self.kv_cache.num_tokens_to_hold(lane) - len(lane.token_ids),
+            )
+            draft = sequence.lookup.draft(lane.token_ids, limit)
+            if draft:
+                self.kv_cache.extend(lane, len(lane.token_ids) + len(draft))
+                schedule.add_draft(position, parts[0], draft)
+                num_logits_left -= len(draft)
+                self.num_draft_tokens += len(draft)
 
     def _plan(self, sequence: Sequence, budget: int) -> list[ScheduledLane]:
         """Which tokens of a sequence fit the budget; nothing if none.

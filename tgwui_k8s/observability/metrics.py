@@ -90,6 +90,8 @@ METRICS: tuple[MetricSpec, ...] = (
     _stat("prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     _stat("prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache."),
     _stat("num_preemptions_total", "counter", "Sequences that gave their blocks back."),
+    _stat("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed and computed ahead."),
+    _stat("spec_decode_num_accepted_tokens_total", "counter", "Those that sampling confirmed."),
     _stat("num_steps_total", "counter", "Steps of the engine.", is_in_vllm=False),
     _stat(
         "engine_heartbeat_age_seconds",
@@ -328,6 +330,8 @@ class _StatsCollector(Collector):
             "prefix_cache_queries_total": stats.prefix_cache_queries,
             "prefix_cache_hits_total": stats.prefix_cache_hits,
             "num_preemptions_total": stats.num_preemptions,
+            "spec_decode_num_draft_tokens_total": stats.num_draft_tokens,
+            "spec_decode_num_accepted_tokens_total": stats.num_accepted_tokens,
             "num_steps_total": stats.num_steps,
             "engine_heartbeat_age_seconds": health.heartbeat_age_seconds,
             "cache_config_info": 1,

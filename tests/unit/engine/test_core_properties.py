@@ -18,7 +18,7 @@ REQUESTS = st.tuples(
     st.integers(0, 5),  # seed
     st.integers(1, 3),  # choices
     st.integers(-1, 1),  # priority
-    st.sampled_from(["plain", "guided", "scored", "resumed"]),
+    st.sampled_from(["plain", "guided", "scored", "resumed", "guessed"]),
 )
 ACTIONS = st.one_of(
     st.tuples(st.just("add"), REQUESTS),
@@ -29,7 +29,8 @@ ACTIONS = st.one_of(
 ENGINES = st.fixed_dictionaries(
     {
         "num_blocks": st.integers(24, 60),
-        "windows": st.sampled_from([(None,), (8,), (None, 8), (None, 4, 16)]),
+        # A model that sees one token repeats itself, so guesses at what it says come true.
+        "windows": st.sampled_from([(None,), (8,), (1,), (None, 8), (None, 4, 16)]),
         "max_num_seqs": st.integers(2, 6),
         "max_num_batched_tokens": st.integers(4, 40),
         "prefix_caching": st.booleans(),
@@ -47,6 +48,8 @@ def make_request(name: str, source: tuple, windows: tuple) -> tuple[GenerationRe
         ignore_eos=True,
         guidance_scale=1.5 if kind == "guided" else 1.0,
         prompt_logprobs=1 if kind == "scored" else None,
+        prompt_lookup_num_tokens=6 if kind == "guessed" else 0,
+        temperature=seed % 2 if kind == "guessed" else 1.0,
     )
     negative = (1, 2, 3) if kind == "guided" else ()
     texts = [
@@ -157,14 +160,14 @@ def test_random_lives_leak_nothing_and_every_text_is_its_own(limits, actions):
 
 
 def test_random_lives_reach_the_hard_cases():
-    """Lives like these do preempt and do hit the prefix cache: the test above shows something."""
+    """Lives like these do preempt, hit the prefix cache and guess right: that is no idle test."""
     source = random.Random(1)
-    preemptions = hits = 0
+    preemptions = hits = confirmed = 0
     for _ in range(60):
         life = Life(
             {
                 "num_blocks": 26,
-                "windows": source.choice([(None,), (None, 8)]),
+                "windows": source.choice([(None,), (1,), (None, 8)]),
                 "max_num_seqs": 6,
                 "max_num_batched_tokens": source.randint(4, 40),
                 "prefix_caching": True,
@@ -173,10 +176,12 @@ def test_random_lives_reach_the_hard_cases():
         )
         for _ in range(8):
             prompt = [source.randint(0, 1) for _ in range(source.randint(1, 40))]
-            life.add((prompt, 20, source.randint(0, 5), source.randint(1, 3), 0, "plain"))
+            life.add((prompt, 20, source.randint(0, 5), source.randint(1, 3), 0, "guessed"))
             life.step(source.randint(0, 3))
         life.finish()
         preemptions += life.core.stats.num_preemptions
         hits += life.core.stats.prefix_cache_hits
+        confirmed += life.core.stats.num_accepted_tokens
     assert preemptions > 50
     assert hits > 500
+    assert confirmed > 500

@@ -130,6 +130,17 @@ def test_preemption_keeps_the_place_in_the_grammar():
     assert tight.stats.num_preemptions > 0
 
 
+def test_guessed_tokens_are_held_to_the_grammar():
+    """Where a text repeats itself and is computed ahead, each token is masked where it stands."""
+    plain, guessing = fake_core(), fake_core()
+    params = {"max_tokens": 60, "logit_bias": {ord("a"): 80.0, ord(","): 90.0}}
+    plain.add_request(make_request("a", PAIRS, params=params))
+    guessing.add_request(make_request("a", PAIRS, params={**params, "prompt_lookup_num_tokens": 8}))
+    assert outcomes(guessing) == outcomes(plain)
+    assert guessing.stats.num_accepted_tokens > 10
+    assert guessing.num_steps < plain.num_steps - 10
+
+
 def test_resumed_tokens_are_replayed():
     """Cut anywhere, the rest is what it would have been; complete texts end at once."""
     core = fake_core()

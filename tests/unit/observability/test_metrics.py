@@ -31,6 +31,8 @@ CONTRACT = {
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "num_preemptions_total",
+    "spec_decode_num_draft_tokens_total",
+    "spec_decode_num_accepted_tokens_total",
     "requests_aborted_total",
     "generation_requests_total",
     "http_requests_total",
@@ -48,6 +50,8 @@ STATS = EngineStats(
     kv_cache_usage=0.25,
     num_steps=5,
     num_preemptions=6,
+    num_draft_tokens=60,
+    num_accepted_tokens=40,
     prefix_cache_queries=70,
     prefix_cache_hits=7,
     prompt_tokens=80,
@@ -109,6 +113,8 @@ def test_the_engines_figures_are_read_when_somebody_asks() -> None:
     assert samples["tgwui_num_requests_waiting{model_name=m}"] == 4
     assert samples["tgwui_kv_cache_usage_perc{model_name=m}"] == 0.25
     assert samples["tgwui_num_preemptions_total{model_name=m}"] == 6
+    assert samples["tgwui_spec_decode_num_draft_tokens_total{model_name=m}"] == 60
+    assert samples["tgwui_spec_decode_num_accepted_tokens_total{model_name=m}"] == 40
     assert samples["tgwui_prefix_cache_queries_total{model_name=m}"] == 70
     assert samples["tgwui_prefix_cache_hits_total{model_name=m}"] == 7
     assert samples["tgwui_prompt_tokens_total{model_name=m}"] == 80

@@ -21,6 +21,7 @@ from tgwui_k8s.api.schemas.fields import (
 
 MAX_SEQUENCE_BREAKERS = 128
 MAX_LOGIT_BIASES = 1024
+MAX_LOOKUP_TOKENS = 16
 
 SamplerName = Literal[
     "repetition_penalty",
@@ -194,6 +195,14 @@ class SamplerFields(WireModel):
         "Classifier-free guidance against `negative_prompt`; 1 is off.", ge=0, le=100
     )
 
+    # Speed
+    prompt_lookup_num_tokens: int | None = honoured(
+        "So many tokens are guessed from the text so far (Transformers' name) and computed ahead; "
+        "what is sampled stays the same. Good for answers that quote. 0, the default, is off.",
+        ge=0,
+        le=MAX_LOOKUP_TOKENS,
+    )
+
     # Known elsewhere
     penalty_alpha: Any = refused("Contrastive search is not supported.", neutral=(0,))
     adaptive_target: Any = refused("Adaptive-p sampling is not supported.", neutral=(0,))
@@ -222,7 +231,4 @@ class SamplingFields(SamplerFields):
         "Token ids that are never sampled, with commas between them."
     )
     negative_prompt: str | None = honoured("What `guidance_scale` leads away from.")
-    prompt_lookup_num_tokens: Any = refused(
-        "Speculative decoding cannot be asked for by request.", neutral=(0,)
-    )
     static_cache: Any = refused("The KV cache is the server's to choose.", neutral=(False,))
