@@ -155,7 +155,7 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
             loaded.warm_up()
             grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
             host = StepLoop(EngineCore(loaded, settings, grammars=grammars))
-            info = _with_grammars(loaded.info, are_there=grammars is not None)
+            info = _with_engine(loaded, has_grammars=grammars is not None)
         elif isinstance(loaded, Embedder):
             loaded.warm_up()
             host, info = EmbeddingLoop(loaded, settings), loaded.info
@@ -182,10 +182,14 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
     return host, info
 
 
-def _with_grammars(info: ModelInfo, *, are_there: bool) -> ModelInfo:
-    """The loader's facts, and whether the engine around it can hold answers to grammars."""
-    capabilities = replace(info.capabilities, grammar=are_there)
-    return replace(info, capabilities=capabilities)
+def _with_engine(runner: ModelRunner, *, has_grammars: bool) -> ModelInfo:
+    """The loader's facts, and what the engine around its model can do."""
+    capabilities = replace(
+        runner.info.capabilities,
+        grammar=has_grammars,
+        prompt_lookup=runner.layout.chunked_prefill,
+    )
+    return replace(runner.info, capabilities=capabilities)
 
 
 class ProgressReport:
