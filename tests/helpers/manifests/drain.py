@@ -1,5 +1,6 @@
 """The drain sum: every number that could cut an answer short, in one place.
 
+    engine's longest answer <= gateway's                    both give up together
     longest answer   <= drain timeout                       nothing outlives the server's patience
     preStop          >= 10 s                                everybody has heard that the pod leaves
     preStop + drain timeout + teardown  <= terminationGracePeriodSeconds
@@ -30,7 +31,7 @@ ENDPOINT_LAG_SECONDS = 10
 """How long kube-proxy, gateways and controllers may take to hear that a pod leaves."""
 
 TEARDOWN_SECONDS = 15
-"""After the drain: farewells (2 s), open connections (2 s), the engine (3 s), the runtime; doubled."""
+"""After the drain: farewells 2 s, open connections 2 s, the engine 3 s, the runtime; doubled."""
 
 _DURATION = re.compile(r"^(\d+)(s|m|h)?$")
 _UNITS = {"s": 1, "m": 60, "h": 3600, None: 1}
@@ -41,15 +42,20 @@ def drain_problems(objects: Sequence[Object], values: Mapping[str, Any] | None =
     longest = longest_answer(objects)
     findings = []
     for pod in pods(objects):
-        if pod.kind not in ("Job", "WorkflowTemplate") and "lifecycle" in pod.containers[-1]:
-            findings += _of_pod(pod, objects)
+        findings += _of_pod(pod, objects) if _serves(pod) else ()
     grace = max((pod.spec["terminationGracePeriodSeconds"] for pod in pods(objects)), default=0)
+    findings += _of_gateways(objects)
     findings += _of_karpenter(objects, grace)
     findings += _of_kong(objects, longest)
     findings += _of_istio(objects)
     for name, one in (values or {}).items():
         findings += [f"{name} values: {finding}" for finding in _of_ingress(one, longest)]
     return findings
+
+
+def _serves(pod: Pod) -> bool:
+    """Do people wait for its answers? Of a group's pods, one may do nothing but compute."""
+    return any("lifecycle" in one for one in pod.containers)
 
 
 def longest_answer(objects: Sequence[Object]) -> float:
@@ -62,7 +68,7 @@ def _servers(objects: Sequence[Object]) -> list[Pod]:
     return [
         pod
         for pod in pods(objects)
-        if any(is_ours(one) and one["args"][0] == "serve" for one in pod.containers)
+        if any(is_ours(one) and one["args"][0] in ("serve", "gateway") for one in pod.containers)
     ]
 
 
@@ -87,15 +93,17 @@ def _of_pod(pod: Pod, objects: Sequence[Object]) -> list[str]:
     envoy = pod_annotation(pod, objects)
     if envoy is not None and not pre_stop + drain <= seconds(envoy) <= grace:
         findings.append(f"Envoy's drain {envoy} is not between {pre_stop + drain:g} and {grace} s")
-    startup = container.get("startupProbe")
-    deadline = _deployment(pod, objects).get("progressDeadlineSeconds", 600)
-    if startup and pod.kind == "Deployment" and is_ours(container):
-        if startup["periodSeconds"] * startup["failureThreshold"] > deadline:
+    if pod.kind == "Deployment" and is_ours(container):
+        probe = container["startupProbe"]
+        deadline = _deployment(pod, objects).get("progressDeadlineSeconds", 600)
+        if probe["periodSeconds"] * probe["failureThreshold"] > deadline:
             findings.append("the roll-out gives up before the start-up probe does")
     return [f"{pod.owner}: {finding}" for finding in findings]
 
 
-def _patience(pod: Pod, container: Mapping[str, Any], objects: Sequence[Object]) -> tuple[float, float]:
+def _patience(
+    pod: Pod, container: Mapping[str, Any], objects: Sequence[Object]
+) -> tuple[float, float]:
     """Drain timeout and longest answer, both in seconds."""
     if is_ours(container):
         settings = _settings(pod, objects)
@@ -118,6 +126,16 @@ def _deployment(pod: Pod, objects: Sequence[Object]) -> Mapping[str, Any]:
         if title(one) == pod.owner:
             return one["spec"]
     return {}
+
+
+def _of_gateways(objects: Sequence[Object]) -> list[str]:
+    """A gateway is as patient as the engines behind it."""
+    limits = {pod.owner: _settings(pod, objects).max_request_seconds for pod in _servers(objects)}
+    return [
+        f"{owner}: gives up after {limit:g} s, engines go on for {max(limits.values()):g} s"
+        for owner, limit in limits.items()
+        if limit < max(limits.values())
+    ]
 
 
 def _of_karpenter(objects: Sequence[Object], grace: float) -> list[str]:

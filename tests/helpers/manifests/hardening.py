@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tests.helpers.manifests.pods import Pod, pods
 from tests.helpers.manifests.rendering import Object, of_kind, title
 
-TALK_TO_THE_API_SERVER = {"text-generation-webui-proxy", "text-generation-webui-picker", "serve-model"}
+TALK_TO_THE_API_SERVER = {
+    "text-generation-webui-proxy",
+    "text-generation-webui-picker",
+    "serve-model",
+}
 """Accounts whose pods get a token."""
 
 DEVICES = {
@@ -61,34 +66,38 @@ def secrets_in_manifests(objects: Sequence[Object]) -> list[str]:
 
 
 def _of_pod(pod: Pod) -> list[str]:
-    spec, findings = pod.spec, []
+    spec = pod.spec
     context = spec.get("securityContext", {})
-    if not context.get("runAsNonRoot") or not context.get("runAsUser"):
-        findings.append("may run as root")
-    if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-        findings.append("no seccomp profile")
-    if any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")):
-        findings.append("shares the host's namespaces")
-    if any("hostPath" in volume for volume in spec.get("volumes", ())):
-        findings.append("mounts the host's files")
-    if spec.get("enableServiceLinks") is not False:
-        findings.append("gets variables of Services")
-    account = spec.get("serviceAccountName")
-    if spec.get("automountServiceAccountToken") is not False:
-        if account not in TALK_TO_THE_API_SERVER:
-            findings.append("has a token of the API server")
-    for volume in spec.get("volumes", ()):
-        if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
-            findings.append(f"volume {volume['name']} may fill the node's disk")
+    has_token = spec.get("automountServiceAccountToken") is not False
+    volumes = spec.get("volumes", ())
+    faults = {
+        "may run as root": not (context.get("runAsNonRoot") and context.get("runAsUser")),
+        "has no seccomp profile": context.get("seccompProfile") != {"type": "RuntimeDefault"},
+        "shares the host's namespaces": any(
+            spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")
+        ),
+        "mounts the host's files": any("hostPath" in volume for volume in volumes),
+        "gets variables of Services": spec.get("enableServiceLinks") is not False,
+        "has a token of the API server": has_token
+        and spec.get("serviceAccountName") not in TALK_TO_THE_API_SERVER,
+        "may fill the node's disk": any(
+            "sizeLimit" not in volume["emptyDir"] for volume in volumes if "emptyDir" in volume
+        ),
+    }
+    findings = [fault for fault, is_so in faults.items() if is_so]
     for container in pod.containers:
-        own = container.get("securityContext", {})
-        if own.get("allowPrivilegeEscalation") is not False:
-            findings.append(f"{container['name']} may gain privileges")
-        if own.get("readOnlyRootFilesystem") is not True:
-            findings.append(f"{container['name']} may write to its image")
-        if own.get("capabilities", {}).get("drop") != ["ALL"]:
-            findings.append(f"{container['name']} keeps capabilities")
-        resources = container.get("resources", {})
-        if "memory" not in resources.get("limits", {}) or "cpu" not in resources.get("requests", {}):
-            findings.append(f"{container['name']} has no memory limit or CPU request")
+        findings += [f"{container['name']} {fault}" for fault in _of_container(container)]
     return findings
+
+
+def _of_container(container: Mapping[str, Any]) -> list[str]:
+    context = container.get("securityContext", {})
+    resources = container.get("resources", {})
+    faults = {
+        "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
+        "may write to its image": context.get("readOnlyRootFilesystem") is not True,
+        "keeps capabilities": context.get("capabilities", {}).get("drop") != ["ALL"],
+        "has no memory limit": "memory" not in resources.get("limits", {}),
+        "requests no CPU": "cpu" not in resources.get("requests", {}),
+    }
+    return [fault for fault, is_so in faults.items() if is_so]

@@ -61,8 +61,6 @@ def wrong_settings(objects: Sequence[Object]) -> list[str]:
     """Every `TGWUI_` variable is a setting, and the values are ones that the server takes."""
     findings = []
     for pod, container in _our_containers(objects):
-        if container["args"][0] != "serve":
-            continue
         variables = {
             name: value
             for name, value in environment(container, objects).items()
@@ -112,7 +110,9 @@ def wrong_probe_paths(
     return findings
 
 
-def unknown_metrics(expressions: Mapping[str, Collection[str]], known: Collection[str]) -> list[str]:
+def unknown_metrics(
+    expressions: Mapping[str, Collection[str]], known: Collection[str]
+) -> list[str]:
     """Every metric in some PromQL expressions is one of `known` or of another program's."""
     return [
         f"{where}: there is no metric {name}"

@@ -38,13 +38,13 @@ def unmatched_selectors(objects: Sequence[Object]) -> list[str]:
 def wrong_ports(objects: Sequence[Object]) -> list[str]:
     """Every port that is named somewhere is there, has a name, and is used by somebody."""
     found = pods(objects)
-    findings = []
+    findings = _wrong_backends(objects)
     used: set[tuple[str, str | int]] = set()
     for where, selector, port in _port_uses(objects):
         selected = [pod for pod in found if matches(selector, pod.labels)]
         used |= {(pod.owner, port) for pod in selected}
         # Of a group's pods, one may be the only one that serves.
-        if not any(pod.has_port(port) for pod in selected):
+        if selected and not any(pod.has_port(port) for pod in selected):
             findings.append(f"{where}: no pod has a port {port}")
     for pod in found:
         for where, port in _probe_ports(pod):
@@ -91,9 +91,8 @@ def competing_autoscalers(objects: Sequence[Object]) -> list[str]:
 
 
 def _selectors(objects: Sequence[Object]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    has_gateway = ("Deployment", GATEWAY) in {
-        (one["kind"], one["metadata"]["name"]) for one in objects
-    }
+    """(who, selector of pods)."""
+    has_gateway = any(one["metadata"]["name"] == GATEWAY for one in of_kind(objects, "Deployment"))
     for one in objects:
         spec = one.get("spec", {})
         match one["kind"]:
@@ -114,7 +113,6 @@ def _selectors(objects: Sequence[Object]) -> Iterator[tuple[str, Mapping[str, An
 
 def _port_uses(objects: Sequence[Object]) -> Iterator[tuple[str, Mapping[str, Any], str | int]]:
     """(who, selector of the pods, port of the pods)."""
-    services = {one["metadata"]["name"]: one for one in of_kind(objects, "Service")}
     for one in objects:
         spec = one.get("spec", {})
         match one["kind"]:
@@ -128,16 +126,23 @@ def _port_uses(objects: Sequence[Object]) -> Iterator[tuple[str, Mapping[str, An
                 for end in spec["podMetricsEndpoints"]:
                     yield title(one), spec["selector"], end["port"]
             case "NetworkPolicy":
-                for rule in spec.get("ingress", ()):
-                    for port in rule.get("ports", ()):
-                        yield title(one), spec["podSelector"], port["port"]
-            case "Ingress":
-                for service, port in _ingress_backends(one):
-                    for offered in services.get(service, {}).get("spec", {}).get("ports", ()):
-                        if port in (offered["name"], offered["port"]):
-                            break
-                    else:
-                        yield f"{title(one)} -> Service {service}", {}, port
+                for port in _ports_of_policy(spec):
+                    yield title(one), spec["podSelector"], port
+
+
+def _ports_of_policy(spec: Mapping[str, Any]) -> list[str | int]:
+    return [port["port"] for rule in spec.get("ingress", ()) for port in rule.get("ports", ())]
+
+
+def _wrong_backends(objects: Sequence[Object]) -> list[str]:
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
+    findings = []
+    for ingress in of_kind(objects, "Ingress"):
+        for service, port in _ingress_backends(ingress):
+            ports = services.get(service, {}).get("ports", ())
+            if not any(port in (one["name"], one["port"]) for one in ports):
+                findings.append(f"{title(ingress)}: Service {service} has no port {port}")
+    return findings
 
 
 def _ingress_backends(ingress: Object) -> Iterator[tuple[str, str | int]]:
@@ -159,48 +164,92 @@ def _probe_ports(pod: Pod) -> Iterator[tuple[str, str | int]]:
 def _names(objects: Sequence[Object]) -> Iterator[tuple[str, str, str]]:
     """(who, kind, name) of everything that is referred to by name."""
     for pod in pods(objects):
-        yield pod.owner, "ServiceAccount", pod.spec.get("serviceAccountName", "default")
-        for volume in pod.spec.get("volumes", ()):
-            if "persistentVolumeClaim" in volume:
-                claim = volume["persistentVolumeClaim"]["claimName"]
-                yield pod.owner, "PersistentVolumeClaim", claim
-            if "configMap" in volume:
-                yield pod.owner, "ConfigMap", volume["configMap"]["name"]
-            if "secret" in volume:
-                yield pod.owner, "Secret", volume["secret"]["secretName"]
-        if "priorityClassName" in pod.spec:
-            yield pod.owner, "PriorityClass", pod.spec["priorityClassName"]
-        for container in pod.containers:
-            for source in container.get("envFrom", ()):
-                yield pod.owner, "ConfigMap", source["configMapRef"]["name"]
-            for variable in container.get("env", ()):
-                if "secretKeyRef" in variable.get("valueFrom", {}):
-                    yield pod.owner, "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+        for kind, name in _names_in_pod(pod):
+            yield pod.owner, kind, name
     for one in objects:
-        spec = one.get("spec", {})
-        match one["kind"]:
-            case "HorizontalPodAutoscaler" | "ScaledObject":
-                target = spec["scaleTargetRef"]
-                yield title(one), target.get("kind", "Deployment"), target["name"]
-            case "Ingress":
-                for service, _ in _ingress_backends(one):
-                    yield title(one), "Service", service
-            case "VirtualService":
-                for route in spec["http"]:
-                    for end in route["route"]:
-                        yield title(one), "Service", end["destination"]["host"]
-            case "DestinationRule":
-                yield title(one), "Service", spec["host"]
-            case "InferencePool":
-                yield title(one), "Service", spec["endpointPickerRef"]["name"]
-            case "NodePool":
-                reference = spec["template"]["spec"]["nodeClassRef"]
-                yield title(one), reference["kind"], reference["name"]
-            case "RoleBinding":
-                yield title(one), one["roleRef"]["kind"], one["roleRef"]["name"]
-                for subject in one["subjects"]:
-                    yield title(one), subject["kind"], subject["name"]
-            case "InferenceService":
-                yield title(one), "ServingRuntime", spec["predictor"]["model"]["runtime"]
-                claim = spec["predictor"]["model"]["storageUri"].split("/")[2]
-                yield title(one), "PersistentVolumeClaim", claim
+        names_in = _NAMES.get(one["kind"])
+        for kind, name in names_in(one) if names_in else ():
+            yield title(one), kind, name
+
+
+def _names_in_pod(pod: Pod) -> Iterator[tuple[str, str]]:
+    yield "ServiceAccount", pod.spec.get("serviceAccountName", "default")
+    if "priorityClassName" in pod.spec:
+        yield "PriorityClass", pod.spec["priorityClassName"]
+    for volume in pod.spec.get("volumes", ()):
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+    for container in pod.containers:
+        for source in container.get("envFrom", ()):
+            yield "ConfigMap", source["configMapRef"]["name"]
+        for variable in container.get("env", ()):
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+
+
+def _names_in_autoscaler(one: Object) -> Iterator[tuple[str, str]]:
+    target = one["spec"]["scaleTargetRef"]
+    yield target.get("kind", "Deployment"), target["name"]
+
+
+def _names_in_ingress(one: Object) -> Iterator[tuple[str, str]]:
+    for service, _ in _ingress_backends(one):
+        yield "Service", service
+
+
+def _names_in_virtual_service(one: Object) -> Iterator[tuple[str, str]]:
+    for route in one["spec"]["http"]:
+        for end in route["route"]:
+            yield "Service", end["destination"]["host"]
+
+
+def _names_in_destination_rule(one: Object) -> Iterator[tuple[str, str]]:
+    yield "Service", one["spec"]["host"]
+
+
+def _names_in_route(one: Object) -> Iterator[tuple[str, str]]:
+    for parent in one["spec"]["parentRefs"]:
+        yield "Gateway", parent["name"]
+    for rule in one["spec"]["rules"]:
+        for backend in rule["backendRefs"]:
+            yield backend.get("kind", "Service"), backend["name"]
+
+
+def _names_in_pool(one: Object) -> Iterator[tuple[str, str]]:
+    yield "Service", one["spec"]["endpointPickerRef"]["name"]
+
+
+def _names_in_node_pool(one: Object) -> Iterator[tuple[str, str]]:
+    reference = one["spec"]["template"]["spec"]["nodeClassRef"]
+    yield reference["kind"], reference["name"]
+
+
+def _names_in_role_binding(one: Object) -> Iterator[tuple[str, str]]:
+    yield one["roleRef"]["kind"], one["roleRef"]["name"]
+    for subject in one["subjects"]:
+        yield subject["kind"], subject["name"]
+
+
+def _names_in_inference_service(one: Object) -> Iterator[tuple[str, str]]:
+    model = one["spec"]["predictor"]["model"]
+    yield "ServingRuntime", model["runtime"]
+    yield "PersistentVolumeClaim", model["storageUri"].split("/")[2]
+
+
+_NAMES = {
+    "DestinationRule": _names_in_destination_rule,
+    "HTTPRoute": _names_in_route,
+    "HorizontalPodAutoscaler": _names_in_autoscaler,
+    "InferencePool": _names_in_pool,
+    "InferenceService": _names_in_inference_service,
+    "Ingress": _names_in_ingress,
+    "NodePool": _names_in_node_pool,
+    "RoleBinding": _names_in_role_binding,
+    "ScaledObject": _names_in_autoscaler,
+    "VirtualService": _names_in_virtual_service,
+}
+"""How each kind refers to others."""

@@ -1,4 +1,4 @@
-"""`kubectl kustomize` over `k8s/`: every overlay, component, example and Job as Kubernetes gets it."""
+"""`kubectl kustomize` over `k8s/`: overlays, components and examples as Kubernetes gets them."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ def custom_resource_problems(objects: Sequence[Object]) -> list[str]:
             findings.append(f"{title(one)}: no schema for {one['apiVersion']} {one['kind']}")
             continue
         if known["is_namespaced"] != ("namespace" in one["metadata"]):
-            findings.append(f"{title(one)}: a namespace belongs to namespaced kinds, and only there")
+            findings.append(
+                f"{title(one)}: a namespace belongs to namespaced kinds, and only there"
+            )
         for error in known["validator"].iter_errors(one):
             where = ".".join(map(str, error.absolute_path))
             findings.append(f"{title(one)}: {where}: {error.message}")

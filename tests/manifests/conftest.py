@@ -1,0 +1,103 @@
+"""Renders of everything in `k8s/`, once for all tests; and the tools of `make manifests-test`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.manifests.rendering import (
+    K8S,
+    Object,
+    kustomizations,
+    render,
+    render_together,
+)
+from tests.helpers.server_process import PYTHON, ServerProcess
+
+ENGINE_OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/gpu-shared", "overlays/neuron")
+"""What components can be put upon; vLLM's have no engine of ours."""
+
+NEED_THE_PLATFORM = ("models/", "examples/argo-workflows")
+"""Applied after an overlay, which makes their namespace and claim."""
+
+Tool = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests have tools of their own, in an environment of their own."""
+    if not os.environ.get("MANIFEST_TOOLS"):
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.skip(reason="needs the tools of make manifests-test"))
+
+
+@pytest.fixture(name="renders", scope="session")
+def _renders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
+    """Every overlay, every overlay with every component, examples, Jobs; by name."""
+    scratch = tmp_path_factory.mktemp("kustomizations")
+    platform = render(K8S / "base/platform")
+    alone = [
+        *kustomizations("overlays"),
+        *kustomizations("examples"),
+        *kustomizations("models"),
+    ]
+    together = [
+        (overlay, component)
+        for overlay in ENGINE_OVERLAYS
+        for component in kustomizations("components")
+    ]
+
+    def one(name: str) -> list[Object]:
+        objects = render(K8S / name)
+        return [*platform, *objects] if name.startswith(NEED_THE_PLATFORM) else objects
+
+    def two(pair: tuple[str, str]) -> list[Object]:
+        overlay, component = pair
+        return render_together(scratch / f"{overlay}+{component}", overlay, [component])
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        found = dict(zip(alone, threads.map(one, alone), strict=True))
+        names = [" + ".join(pair) for pair in together]
+        return found | dict(zip(names, threads.map(two, together), strict=True))
+
+
+@pytest.fixture(name="tool", scope="session")
+def _tool() -> Tool:
+    """Runs a program of the environment that `make manifests-test` makes, or of the system."""
+
+    def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        path = os.environ.get("MANIFEST_TOOLS", "") + os.pathsep + os.environ["PATH"]
+        program = shutil.which(name, path=path)
+        assert program, f"{name} is not installed: see .ci/packages and make manifests-test"
+        return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture(name="server", scope="session")
+def _server() -> Iterator[ServerProcess]:
+    """A server of our own program, to ask which paths and metrics there are."""
+    with ServerProcess("--metrics-compat", "vllm") as server:
+        yield server.wait_until_ready()
+
+
+class GatewayProcess(ServerProcess):
+    """A gateway as a process of its own, in front of engines."""
+
+    @staticmethod
+    def command_line(*flags: str, options: object = None) -> list[str]:
+        """The command that starts one on a free port."""
+        return [PYTHON, "-m", "tgwui_k8s", "gateway", "--gateway-port", "0", *flags]
+
+
+@pytest.fixture(name="gateway", scope="session")
+def _gateway(server: ServerProcess) -> Iterator[ServerProcess]:
+    """A gateway in front of `server`."""
+    with GatewayProcess("--endpoint", server.url) as gateway:
+        yield gateway.wait_until_ready()
