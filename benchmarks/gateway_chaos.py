@@ -5,8 +5,9 @@
 
 Four engines (the fake loader, so that every request has one right answer) behind two gateways.
 Every few seconds something happens to one engine: killed, its engine process killed, frozen,
-drained, taken out, put back; and now and then a gateway is rolled. At least two engines are whole at any
-time, so every request can be served: a failure that a client sees, or a wrong byte, fails the run.
+drained, taken out, put back; and now and then a gateway is rolled. At least two engines are whole
+at any time, so every request can be served: a failure that a client sees, or a wrong byte, fails
+the run.
 
 Prints a table; the exit code is 0 where everything was right.
 """
