@@ -352,16 +352,16 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Share of blocks in use, 0 to 1; blocks that only the prefix cache holds count as free."""
     num_steps: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    """Tokens guessed by prompt lookup and computed ahead."""
+    num_accepted_tokens: int = 0
+    """Those of them that sampling confirmed."""
     prefix_cache_queries: int = 0
     """Prompt tokens looked up."""
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     prompt_tokens: int = 0
     """Prompt tokens computed or taken from the cache."""
-    num_draft_tokens: int = 0
-    """Tokens guessed by prompt lookup and computed ahead."""
-    num_accepted_tokens: int = 0
-    """Those of them that sampling confirmed."""
     generation_tokens: int = 0
     kv_block_size: int = 0
     kv_num_blocks: int = 0

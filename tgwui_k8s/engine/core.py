@@ -26,8 +26,8 @@ from tgwui_k8s.contract import (
 )
 from tgwui_k8s.engine.grammar import GrammarDesk, GrammarError, Grammars, GrammarState
 from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
-from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
 from tgwui_k8s.engine.prompt_lookup import PromptLookup
+from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
 from tgwui_k8s.engine.sampler import NumpySampler
 from tgwui_k8s.engine.scheduler import Schedule, ScheduledLane, Scheduler
 from tgwui_k8s.errors import OverloadedError
@@ -125,6 +125,8 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            num_draft_tokens=scheduler.num_draft_tokens,
+            num_accepted_tokens=scheduler.num_accepted_tokens,
             kv_block_size=scheduler.layout.block_size,
             kv_num_blocks=scheduler.layout.groups[0].num_blocks,
         )
@@ -135,8 +137,6 @@ class EngineCore:
 
     # -------------------------------------------------------------------------------------- a step
 
-            num_draft_tokens=scheduler.num_draft_tokens,
-            num_accepted_tokens=scheduler.num_accepted_tokens,
     def step(self) -> list[RequestDeltas]:
         """Compute one batch and return what it produced; nothing when there is nothing to do."""
         self._expire()
@@ -181,6 +181,15 @@ class EngineCore:
             sampled = self.sampler.sample(logits, rows, indices, guidance_indices)
             for sequence, token in zip(ready, sampled, strict=True):
                 self._take(sequence, token)
+            # Where the token was guessed, the logits of the one after it are there as well.
+            confirmed = [
+                (sequence, index + 1)
+                for sequence, index, token in zip(ready, indices, sampled, strict=True)
+                if self.scheduler.confirm(sequence, token.token_id)
+            ]
+            ready = [sequence for sequence, _ in confirmed]
+            indices = [index for _, index in confirmed]
+            guidance_indices = [None] * len(confirmed)
 
     def _take(self, sequence: Sequence, token: SampledToken) -> None:
         """Append a sampled token, decide whether it ends the choice, and tell."""
@@ -191,15 +200,6 @@ class EngineCore:
         sequence.append(token.token_id)
         if not self._fits_grammar(sequence, (token.token_id,)):
             return
-            # Where the token was guessed, the logits of the one after it are there as well.
-            confirmed = [
-                (sequence, index + 1)
-                for sequence, index, token in zip(ready, indices, sampled, strict=True)
-                if self.scheduler.confirm(sequence, token.token_id)
-            ]
-            ready = [sequence for sequence, _ in confirmed]
-            indices = [index for _, index in confirmed]
-            guidance_indices = [None] * len(confirmed)
         finish_reason = self._why_finished(sequence, sequence.sampling)
         is_stop_token = finish_reason == "stop"
         if finish_reason is None and sequence.is_grammar_complete:
@@ -316,6 +316,15 @@ class EngineCore:
             lookup=self._make_lookup(source),
         )
 
+    def _make_lookup(self, source: GenerationRequest) -> PromptLookup | None:
+        """What guesses the request's tokens; under guidance nothing does."""
+        num_tokens = source.params.prompt_lookup_num_tokens
+        can_guess = self.runner.layout.chunked_prefill and not source.negative_prompt_token_ids
+        if num_tokens == 0 or not can_guess:
+            return None
+        longest = len(source.prompt_token_ids) + source.params.max_tokens
+        return PromptLookup(num_tokens, min(longest, self.runner.info.max_model_len))
+
     def _start(self, request: Request) -> None:
         """Queue the first choice; the others follow when the prompt they share is computed."""
         for sequence in request.sequences:
@@ -326,15 +335,6 @@ class EngineCore:
                 self._fail(
                     sequence,
                     "The request needs more KV cache than there is: shorten the prompt, lower "
-    def _make_lookup(self, source: GenerationRequest) -> PromptLookup | None:
-        """What guesses the request's tokens; under guidance nothing does."""
-        num_tokens = source.params.prompt_lookup_num_tokens
-        can_guess = self.runner.layout.chunked_prefill and not source.negative_prompt_token_ids
-        if num_tokens == 0 or not can_guess:
-            return None
-        longest = len(source.prompt_token_ids) + source.params.max_tokens
-        return PromptLookup(num_tokens, min(longest, self.runner.info.max_model_len))
-
                     "max_tokens, or drop the guidance.",
                     "context_length_exceeded",
                 )

@@ -84,11 +84,11 @@ class Sequence:
     to_replay: tuple[int, ...] = ()
     """Resumed tokens whose distributions the sampler must see again."""
     num_replayed: int = 0
+    lookup: PromptLookup | None = None
+    """Guesses what comes next, where the request asked for that."""
     grammar: Any = None
     """Where it stands in its grammar (`engine.grammar.GrammarState`); None without one."""
 
-    lookup: PromptLookup | None = None
-    """Guesses what comes next, where the request asked for that."""
     @property
     def order(self) -> tuple[int, int, int]:
         """Who goes first: priority, then arrival, then choice."""
