@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.helpers.manifests.rendering import (
     K8S,
@@ -65,6 +67,16 @@ def _renders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]
         found = dict(zip(alone, threads.map(one, alone), strict=True))
         names = [" + ".join(pair) for pair in together]
         return found | dict(zip(names, threads.map(two, together), strict=True))
+
+
+@pytest.fixture(name="ingress_values", scope="session")
+def _ingress_values() -> dict[str, Any]:
+    """Helm values of what stands between the load balancer and us."""
+    folder = K8S / "cluster/values"
+    return {
+        name: yaml.safe_load((folder / f"{name}.yaml").read_text())
+        for name in ("kong", "istio-ingress")
+    }
 
 
 @pytest.fixture(name="tool", scope="session")
