@@ -15,6 +15,9 @@ import pytest
 from tests.helpers.podman import HARDENED, TIMEOUT_SECONDS, Container, Podman
 from tgwui_k8s import demo
 
+pytestmark = pytest.mark.timeout(1800)
+"""The first test waits for the builds."""
+
 PUBLISHED = ("--publish", "127.0.0.1::5000")
 ANYBODY = ("--user", "12345:0")
 MODELS = "/home/app/text-generation-webui/models"
