@@ -60,7 +60,7 @@ image-test: $(installed_dev) ## build the CPU image with podman and try it as a 
 	$(pytest) tests/image $(PYTEST_ARGS)
 
 browser-test: $(installed_dev) ## use the web page as people do, in a real browser (BROWSER=...)
-	TEST_BROWSER='$(BROWSER)' $(pytest) tests/browser $(PYTEST_ARGS)
+	TEST_BROWSER='$(BROWSER)' $(pytest) -n auto --dist loadfile tests/browser $(PYTEST_ARGS)
 
 clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
 	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)

@@ -104,7 +104,7 @@ def _chat(say: Say, bridge: gr.HTML) -> None:
         buttons=["copy"],
         latex_delimiters=DELIMITERS,
         allow_tags=False,
-        placeholder='<span class="tgwui-placeholder"></span>',
+        placeholder=say("chat_placeholder"),
     )
     with gr.Row(elem_id="tgwui-actions"):
         for name in ("stop", "regenerate", "continue", "branch"):

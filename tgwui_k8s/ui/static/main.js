@@ -12,6 +12,10 @@ import { Parameters } from "./parameters.js";
 import { load, save } from "./storage.js";
 import { say } from "./words.js";
 
+const START_MS = 100;
+
+let isStarted = false;
+let session = null;
 let trigger = () => {};
 const paint = (name) => trigger(name);
 
@@ -29,34 +33,54 @@ export async function call(name, values) {
   return Array.isArray(painted) ? painted : [];
 }
 
-/** Gradio's bridge is there: from now on events can be set off. */
+/** Gradio's bridge is there. Whether it listens already it does not say, so it is asked again. */
 export function bridge(set) {
   trigger = set;
+  const asking = setInterval(() => (isStarted ? clearInterval(asking) : trigger("start")), START_MS);
   trigger("start");
 }
 
 async function start() {
-  document.documentElement.lang = document.documentElement.lang || "en";
+  if (isStarted) return [];
+  isStarted = true;
   applyTheme(load("theme", null));
   chat.changed();
   for (const name of ["paint_chats", "paint_notebook", "paint_parameters"]) paint(name);
   document.addEventListener("keydown", onKey);
-  for (const hint of document.querySelectorAll("[data-say]")) hint.textContent = say(hint.dataset.say);
-  for (const place of document.querySelectorAll(".tgwui-placeholder")) place.textContent = say("chat_placeholder");
-  new MutationObserver(() => chat.decorate()).observe(document.getElementById("tgwui-chat"), { childList: true, subtree: true });
   new Engine();
+  keepFurnished();
   document.body.dataset.ready = "true";
   try {
-    const session = await get("/page/session");
+    session = await get("/page/session");
     objects.model = new Model(session);
-    header(session);
+    furnish();
   } catch (error) {
     notice.show(error);
   }
   return [];
 }
 
-function header(session) {
+/** Gradio builds the page piece by piece, and parts of it anew: put back what is ours. */
+function keepFurnished() {
+  let isDue = false;
+  new MutationObserver(() => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      furnish();
+    });
+  }).observe(document.body, { childList: true, subtree: true });
+  furnish();
+}
+
+function furnish() {
+  chat.decorate();
+  for (const empty of document.querySelectorAll("[data-say]:empty")) empty.textContent = say(empty.dataset.say);
+  if (session && document.querySelector("#tgwui-header:empty")) header();
+}
+
+function header() {
   const theme = element("button", { type: "button", id: "tgwui-theme", "aria-label": say("theme"), title: say("theme"), click: toggleTheme }, "◐");
   const out = element("button", { type: "button", id: "tgwui-log-out", click: logOut }, say("log_out"));
   fill("tgwui-header",

@@ -1,0 +1,262 @@
+"""The page over the real server with the demo model, as a new user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import (
+    PHONE,
+    Open,
+    answered,
+    ask,
+    generating,
+    goto,
+    last_answer,
+    open_tab,
+)
+from tests.helpers.page_process import PageServer
+
+QUESTION = "How do models get on EFS?"
+CHAT, NOTEBOOK, PARAMETERS, MODEL, ENGINE = range(5)
+
+
+@pytest.fixture(name="server", scope="module")
+def _server() -> Iterator[PageServer]:
+    with PageServer("--model", "demo", "--loader", "auto", "--num-threads", "1") as server:
+        yield server
+
+
+def footers(page: Page) -> list[str]:
+    return [text for text in page.locator(".tgwui-foot span").all_inner_texts() if text]
+
+
+def set_parameter(page: Page, name: str, value: str) -> None:
+    open_tab(page, PARAMETERS)
+    field = page.locator(f"#tgwui-parameter-{name} input").first
+    field.fill(value)
+    field.press("Tab")
+    open_tab(page, CHAT)
+
+
+def test_a_chat_from_question_to_branches(server: PageServer, open_page: Open) -> None:
+    """Answer with its figures, reload, regenerate, versions, edit, branch, delete."""
+    page = open_page(server.page_url)
+    ask(page, QUESTION)
+    first = last_answer(page)
+    assert len(first) > 20
+    assert re.search(r"\d+ tokens · [\d.]+ tokens/s · first after [\d.]+ s", footers(page)[0])
+
+    goto(page, page.url)
+    expect(page.locator("#tgwui-chat .bot-row .message-content")).to_have_text(first)
+    assert "tokens/s" in footers(page)[0]
+
+    with generating(page):
+        page.click("#tgwui-regenerate")
+    answered(page)
+    expect(page.locator(".bot-row .tgwui-foot")).to_contain_text("2/2")
+    page.get_by_label("Previous version").click()
+    expect(page.locator("#tgwui-chat .bot-row .message-content")).to_have_text(first)
+
+    page.locator("#tgwui-chat .user-row").hover()
+    page.get_by_label("Edit").first.click()
+    page.locator("#tgwui-chat .user-row textarea, #tgwui-chat textarea").first.fill("What is EFS?")
+    with generating(page):
+        page.get_by_label("Submit").first.click()
+    answered(page)
+    expect(page.locator("#tgwui-chat .user-row .message-content")).to_have_text("What is EFS?")
+    expect(page.locator(".user-row .tgwui-foot")).to_contain_text("2/2")
+
+    page.click("#tgwui-branch")
+    expect(page.locator(".tgwui-foot button")).to_have_count(0)
+    expect(page.locator("#tgwui-chat .user-row .message-content")).to_have_text("What is EFS?")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#tgwui-delete")
+    expect(page.locator(".user-row .tgwui-foot")).to_contain_text("2/2")
+
+
+def test_stop_keeps_the_text_and_continue_goes_on(server: PageServer, open_page: Open) -> None:
+    """The text at the token limit, or when stopped, is the beginning of what comes then."""
+    page = open_page(server.page_url)
+    set_parameter(page, "max_tokens", "8")
+    ask(page, QUESTION)
+    short = last_answer(page)
+    assert footers(page)[0].endswith("the token limit was reached")
+
+    set_parameter(page, "max_tokens", "300")
+    with generating(page):
+        page.click("#tgwui-continue")
+    answered(page)
+    assert last_answer(page).startswith(short)
+    assert len(last_answer(page)) > len(short)
+
+    page.click("#tgwui-new")
+    open_tab(page, PARAMETERS)
+    page.locator("#tgwui-parameter-ignore_eos input").check()
+    open_tab(page, CHAT)
+    ask(page, QUESTION, wait=False)
+    expect(page.locator("#tgwui-chat .bot-row .message-content")).not_to_have_text("…")
+    page.keyboard.press("Escape")
+    answered(page)
+    assert footers(page)[0].endswith("stopped")
+    assert last_answer(page)
+
+
+def test_markdown_and_formulas_of_an_answer(server: PageServer, open_page: Open) -> None:
+    """Code with its copy button, formulas without a network; the answer is forced by a choice."""
+    answer = (
+        "Take **two**:\n```python\nprint(1)\n```\nand $$x^2$$ or \\(a_b\\)<img src=http://x.y/z>"
+    )
+    page = open_page(server.page_url)
+    open_tab(page, PARAMETERS)
+    page.locator("#tgwui-extra .cm-content").fill(json.dumps({"guided_choice": [answer]}))
+    open_tab(page, CHAT)
+    ask(page, QUESTION)
+
+    row = page.locator("#tgwui-chat .bot-row")
+    expect(row.locator("strong")).to_have_text("two")
+    expect(row.locator("code.language-python .token").first).to_be_visible()
+    expect(row.locator(".copy_code_button")).to_be_visible()
+    expect(row.locator(".katex")).to_have_count(2)
+    # The policy keeps the picture's address from being asked; the browser says so.
+    page.watch.problems = [  # type: ignore[attr-defined]
+        problem
+        for problem in page.watch.problems  # type: ignore[attr-defined]
+        if "x.y" not in problem
+    ]
+
+
+def test_chats_leave_and_come_back_as_a_file(
+    server: PageServer, open_page: Open, tmp_path: Path
+) -> None:
+    """Export in one browser, import in another; a wrong file is refused."""
+    page = open_page(server.page_url)
+    ask(page, QUESTION)
+    said = last_answer(page)
+    with page.expect_download() as download:
+        page.click("#tgwui-export")
+    file = tmp_path / "chats.json"
+    download.value.save_as(file)
+    assert json.loads(file.read_text())["format"] == "tgwui-k8s chats"
+
+    other = open_page(server.page_url)
+    for content, works in (("{}", False), (file.read_text(), True)):
+        file.write_text(content)
+        with other.expect_file_chooser() as chooser:
+            other.click("#tgwui-import")
+        chooser.value.set_files(file)
+        if works:
+            expect(other.locator("#tgwui-chat .bot-row .message-content")).to_have_text(said)
+        else:
+            expect(other.locator("#tgwui-notice")).to_contain_text("holds no chats")
+
+
+def test_notebook(server: PageServer, open_page: Open) -> None:
+    """From the cursor, with what follows left in place; tokens and prompt by probability."""
+    page = open_page(server.page_url)
+    open_tab(page, NOTEBOOK)
+    area = page.locator("#tgwui-notebook textarea")
+    area.fill("This is a cake recipe:\n\n1. THE END")
+    area.evaluate("area => area.setSelectionRange(26, 26)")
+    with generating(page):
+        page.click("#tgwui-notebook-generate")
+    page.wait_for_selector("body:not([data-notebook=running])")
+    expect(area).to_have_value(re.compile(r"1\..{40,} THE END$", re.DOTALL))
+    tokens = page.locator(".tgwui-token")
+    assert tokens.count() > 20
+    tokens.nth(3).hover()
+    expect(page.locator(".tgwui-token-detail tbody tr").first).to_contain_text("%")
+
+    page.click("#tgwui-notebook-undo")
+    expect(area).to_have_value("This is a cake recipe:\n\n1. THE END")
+    page.click("#tgwui-notebook-colour")
+    expect(tokens.first).to_have_text("This")
+    expect(tokens.first).to_have_class(re.compile("tgwui-level-none"))
+    assert "".join(tokens.all_text_contents()) == "This is a cake recipe:\n\n1. THE END"
+
+
+def test_parameters(server: PageServer, open_page: Open) -> None:
+    """A preset sets the samplers, programs show them, and they are still set after a reload."""
+    page = open_page(server.page_url)
+    open_tab(page, PARAMETERS)
+    page.locator("#tgwui-preset input").click()
+    page.get_by_role("option", name="Midnight Enigma", exact=True).click()
+    temperature = page.locator("#tgwui-parameter-temperature input[type=number]")
+    expect(temperature).to_have_value("0.95")
+    page.get_by_role("button", name="The same request from a program").click()
+    expect(page.locator("#tgwui-curl")).to_contain_text('"typical_p": 0.6')
+    expect(page.locator("#tgwui-python")).to_contain_text("temperature=0.95")
+    expect(page.locator("#tgwui-python")).to_contain_text('"typical_p": 0.6')
+
+    goto(page, page.url)
+    open_tab(page, PARAMETERS)
+    expect(temperature).to_have_value("0.95")
+    page.click("#tgwui-reset")
+    expect(temperature).to_have_value("1")
+
+
+def test_model_and_engine(server: PageServer, open_page: Open) -> None:
+    """What is loaded, and figures that move when somebody asks."""
+    page = open_page(server.page_url)
+    open_tab(page, MODEL)
+    facts = page.locator(".tgwui-facts")
+    expect(facts).to_contain_text("LlamaForCausalLM")
+    expect(facts).to_contain_text("blocks of 16 tokens")
+    expect(page.locator("#tgwui-model")).to_contain_text("--admin-key-file")
+    open_tab(page, ENGINE)
+    expect(page.locator(".tgwui-plot")).to_have_count(6)
+    server.complete(max_tokens=50)
+    generated = page.locator(".tgwui-plot", has_text="Tokens per second").locator("path").first
+    expect(generated).to_have_attribute("d", re.compile(r"[ML][\d.]+ (?!104\.0)\d"))
+    with page.context.expect_page() as docs:
+        page.get_by_role("link", name="API documentation").click()
+    expect(docs.value.locator("body")).to_contain_text("/v1/chat/completions")
+
+
+def test_errors_say_what_to_do(server: PageServer, open_page: Open) -> None:
+    """A conversation that is too long: in words, and the text is not lost."""
+    page = open_page(server.page_url)
+    page.watch.expects_failures = True  # type: ignore[attr-defined]
+    ask(page, "word " * 3000)
+    notice = page.get_by_role("alert")
+    expect(notice).to_contain_text("longer than the model's context")
+    expect(notice.get_by_role("button", name="Try again")).to_be_visible()
+    expect(page.locator("#tgwui-chat .user-row")).to_have_count(1)
+    notice.get_by_role("button", name="Dismiss").click()
+    expect(notice).to_be_empty()
+
+
+def test_chinese_on_a_dark_phone(server: PageServer, open_page: Open) -> None:
+    """The browser decides language and theme; everything fits a narrow screen."""
+    page = open_page(server.page_url, viewport=PHONE, locale="zh-CN", color_scheme="dark")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    expect(page.locator("#tgwui-tabs [role=tab]:visible").first).to_have_text("对话")
+    expect(page.locator("#tgwui-message textarea")).to_have_attribute(
+        "placeholder", re.compile("输入消息")
+    )
+    ask(page, QUESTION)
+    assert "个词元" in footers(page)[0]
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.click("#tgwui-theme")
+    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
+
+
+def test_keyboard_alone(server: PageServer, open_page: Open) -> None:
+    """The message has the focus; Enter sends, Tab reaches the buttons, Enter presses them."""
+    page = open_page(server.page_url)
+    page.keyboard.type(QUESTION)
+    with generating(page):
+        page.keyboard.press("Enter")
+    answered(page)
+    page.focus("#tgwui-regenerate")
+    with generating(page):
+        page.keyboard.press("Enter")
+    answered(page)
+    page.get_by_label("Previous version").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".bot-row .tgwui-foot")).to_contain_text("1/2")

@@ -1,0 +1,135 @@
+"""The web page: as `serve` starts it, as a process over any API, and behind a load balancer."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.helpers.server_process import ServerProcess, wait_until
+from tgwui_k8s.listener import address_of, bind
+from tgwui_k8s.ui.page_settings import PageSettings
+
+
+class PageServer(ServerProcess):
+    """`tgwui-k8s serve` with its page on a free port."""
+
+    def __init__(self, *flags: str, pod: str = "pod-a", **options: object) -> None:
+        """`pod` is the name that the page shows."""
+        environment = {"HOSTNAME": pod, "OMP_NUM_THREADS": "1"}
+        super().__init__(
+            *("--webui", "--webui-port", "0"),
+            *flags,
+            environment=environment,
+            **options,  # type: ignore[arg-type]
+        )
+
+    @property
+    def page_url(self) -> str:
+        """Where the page is; waits until it serves."""
+        return str(self.wait_for_event("page_url")["page_url"])
+
+
+@contextlib.contextmanager
+def page_over(api_url: str, **settings: object) -> Iterator[str]:
+    """The page's own process over an API; gives the page's URL."""
+    with bind("127.0.0.1", 0) as listener:
+        url = address_of(listener)
+        told = PageSettings(
+            api_url=api_url,
+            listener=listener.fileno(),
+            page_url=url,
+            **settings,  # type: ignore[arg-type]
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tgwui_k8s.ui.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(listener.fileno(),),
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process:
+            process.stdin.write(msgspec.json.encode(told) + b"\n")
+            process.stdin.flush()
+            assert b"page_url" in process.stdout.readline()
+            try:
+                yield url
+            finally:
+                process.stdin.close()
+                assert process.wait(30) == 0
+
+
+@dataclass
+class RoundRobin:
+    """A load balancer that sends each request to the next replica, and strips a prefix."""
+
+    replicas: Sequence[str]
+    prefix: str = ""
+    served: list[tuple[str, str]] = field(default_factory=list)
+    """Replica and path of every request."""
+
+    def __post_init__(self) -> None:
+        self._turns = itertools.cycle(range(len(self.replicas)))
+        self._client = httpx.AsyncClient(timeout=None, trust_env=False)
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """Run it; gives the URL of what is behind it."""
+        app = Starlette(routes=[Route("/{path:path}", self._forward, methods=["GET", "POST"])])
+        config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield f"http://127.0.0.1:{port}{self.prefix}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+    async def _forward(self, request: Request) -> Response:
+        path = request.url.path.removeprefix(self.prefix)
+        body = await request.body()
+        for _ in self.replicas:
+            replica = self.replicas[next(self._turns)]
+            asked = self._client.build_request(
+                request.method,
+                httpx.URL(replica + path, query=request.url.query.encode()),
+                headers=request.headers.raw,
+                content=body,
+            )
+            try:
+                answer = await self._client.send(asked, stream=True)
+            except httpx.ConnectError:
+                continue  # a pod that is gone gets no requests
+            self.served.append((replica, path))
+            response = StreamingResponse(_body(answer), answer.status_code)
+            response.raw_headers = [
+                (name, value) for name, value in answer.headers.raw if name != b"transfer-encoding"
+            ]
+            return response
+        return Response(status_code=502)
+
+
+async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    except httpx.TransportError:
+        return
+    finally:
+        await answer.aclose()
