@@ -5,10 +5,12 @@
 The model's folder is mounted again through FUSE, read-only and with a limit on its throughput
 (bindfs, which needs root). One run reads the weights with one sequential stream: that is what the
 file system gives, and bytes ÷ throughput is the time that nobody can beat. The others start a
-server on a fresh mount, with and without prefetching, and ask /health/startup the whole time. Every
-answer must tell as many bytes as can have come by then and no fewer than the answer before.
+server on a fresh mount and ask /health/startup the whole time: with `--prefetch auto` and `off` on a
+mount that keeps in memory what was read, as NFS does, and with `auto` on one that does not, as most
+FUSE file systems. Every answer must tell as many bytes as can have come by then and no fewer than
+the answer before.
 
-The exit code is 1 when loading with prefetch takes more than 1.2 × that time, from the first byte
+The exit code is 1 when loading with `auto` takes more than 1.2 × that time, from the first byte
 to ready, or when the probe was wrong.
 """
 
@@ -33,6 +35,12 @@ from tgwui_k8s.byte_size import format_byte_size, parse_byte_size
 from tgwui_k8s.storage.weights import find_weights
 
 ALLOWED = 1.2
+WAYS = {
+    "auto": ("auto", True),
+    "off": ("off", True),
+    "auto, on a mount that keeps nothing": ("auto", False),
+}
+"""Name to `--prefetch`, and whether the mount keeps what was read."""
 _POLL_SECONDS = 0.05
 _READ_BYTES = 1 << 20
 
@@ -70,16 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         raw = [read_once(options.model, rate) for _ in range(options.runs)]
         loads = {
-            mode: [load_once(options.model, rate, mode) for _ in range(options.runs)]
-            for mode in ("on", "off")
+            name: [load_once(options.model, rate, *how) for _ in range(options.runs)]
+            for name, how in WAYS.items()
         }
     except ServerFailedError as error:
         print(f"slow_mount: {error}", file=sys.stderr)
         return 1
     best = statistics.median(raw)
     print(table(num_bytes, best, loads), where, sep="\n\n")
-    within = statistics.median(load.seconds for load in loads["on"]) <= ALLOWED * best
-    return 0 if within and all(load.is_true for load in loads["on"]) else 1
+    automatic = [loads[name] for name, (prefetch, _) in WAYS.items() if prefetch == "auto"]
+    medians = [statistics.median(load.seconds for load in runs) for runs in automatic]
+    is_true = all(load.is_true for runs in automatic for load in runs)
+    return 0 if max(medians) <= ALLOWED * best and is_true else 1
 
 
 def read_once(model: Path, rate: int) -> float:
@@ -94,9 +104,9 @@ def read_once(model: Path, rate: int) -> float:
         return time.perf_counter() - started
 
 
-def load_once(model: Path, rate: int, prefetch: str) -> Load:
+def load_once(model: Path, rate: int, prefetch: str, keeps_pages: bool) -> Load:
     """One server on a fresh mount, watched by the startup probe."""
-    with slow_mount(model, rate) as folder:
+    with slow_mount(model, rate, keeps_pages=keeps_pages) as folder:
         flags = ("--model", str(folder), "--prefetch", prefetch)
         with Server(flags) as server:
             server.wait_until_listening()

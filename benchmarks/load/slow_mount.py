@@ -22,11 +22,17 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def slow_mount(folder: Path, bytes_per_second: int) -> Iterator[Path]:
-    """`folder` again, read-only and slow, under another path; nothing of it is cached at first."""
+def slow_mount(folder: Path, bytes_per_second: int, *, keeps_pages: bool = True) -> Iterator[Path]:
+    """`folder` again, read-only and slow, under another path; nothing of it is cached at first.
+
+    `keeps_pages`: what has been read stays in memory when the file is opened again, as on NFS;
+    without, it does not, as on most FUSE file systems.
+    """
     mount_point = Path(tempfile.mkdtemp(prefix="slow-mount-"))
     rate = f"--read-rate={bytes_per_second}"
-    command = ["bindfs", "--no-allow-other", "-o", "ro", rate, str(folder), str(mount_point)]
+    mount_options = "ro,auto_cache" if keeps_pages else "ro"
+    options = ["--no-allow-other", "-o", mount_options, rate]
+    command = ["bindfs", *options, str(folder), str(mount_point)]
     subprocess.run(command, check=True, capture_output=True)
     try:
         yield mount_point

@@ -11,10 +11,19 @@ from benchmarks.load.slow_mount import slow_mount, why_not
 from tests.helpers.server_process import ServerProcess, wait_until
 from tgwui_k8s import demo
 from tgwui_k8s.storage.mounts import network_file_system
+from tgwui_k8s.storage.prefetch import is_kept
 from tgwui_k8s.storage.weights import find_weights
 
 _REASON = why_not()
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+
+@pytest.mark.parametrize("keeps_pages", [True, False])
+def test_what_is_not_kept_is_not_read_ahead(tmp_path: Path, keeps_pages: bool) -> None:
+    """Some FUSE mounts forget a file when it is opened again: it would be read twice."""
+    (tmp_path / "weights").write_bytes(bytes(2 << 20))
+    with slow_mount(tmp_path, 4 << 20, keeps_pages=keeps_pages) as folder:
+        assert is_kept(folder / "weights") is keeps_pages
 
 
 def test_the_probe_tells_how_far_reading_is(tmp_path: Path) -> None:

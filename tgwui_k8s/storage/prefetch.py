@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,9 @@ NUM_STREAMS = 16
 STRETCH_BYTES = 128 << 20
 """What one stream reads in one go: long enough that the server's read-ahead works."""
 READ_BYTES = 4 << 20
+
+PROBE_BYTES = 8 << 20
+"""Enough to tell a file system's speed from that of memory."""
 
 Stretch = tuple[Path, int, int]
 
@@ -52,6 +56,25 @@ def prefetch(
         finally:
             stop.set()
     return num_read
+
+
+def is_kept(file: Path) -> bool:
+    """Whether what is read of a file stays in memory until it is opened again.
+
+    NFS keeps it; FUSE file systems do only if they say so, and all others would be read twice. The
+    beginning is read twice here: if the second time is not much faster, it came from the same
+    place, or is so fast that nothing is to be gained. Raises `BrokenModelError`.
+    """
+    length = min(PROBE_BYTES, file.stat().st_size)
+    first, second = (_seconds_to_read(file, length) for _ in range(2))
+    return second < first / 2
+
+
+def _seconds_to_read(file: Path, length: int) -> float:
+    started = time.perf_counter()
+    for _ in _read_stretch(file, 0, length):
+        pass
+    return time.perf_counter() - started
 
 
 def _cut_into_stretches(files: Iterable[Path], limit_bytes: int | None) -> list[Stretch]:
