@@ -5,10 +5,10 @@
 The model's folder is mounted again through FUSE, read-only and with a limit on its throughput
 (bindfs, which needs root). One run reads the weights with one sequential stream: that is what the
 file system gives, and bytes ÷ throughput is the time that nobody can beat. The others start a
-server on a fresh mount and ask /health/startup the whole time: with `--prefetch auto` and `off` on a
-mount that keeps in memory what was read, as NFS does, and with `auto` on one that does not, as most
-FUSE file systems. Every answer must tell as many bytes as can have come by then and no fewer than
-the answer before.
+server on a fresh mount and ask /health/startup the whole time: with `--prefetch auto` and `off` on
+a mount that keeps in memory what was read, as NFS does, and with `auto` on one that does not, as
+most FUSE file systems. Every answer must tell as many bytes as can have come by then and no fewer
+than the answer before.
 
 The exit code is 1 when loading with `auto` takes more than 1.2 × that time, from the first byte
 to ready, or when the probe was wrong.
