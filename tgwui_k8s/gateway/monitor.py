@@ -120,7 +120,12 @@ class EndpointMonitor:
         if dialect == "kserve":
             status, body = await self._get(state, "/v2/repository/index", method="POST")
             found = msgspec.json.decode(body, type=list[dict[str, Any]]) if status == 200 else []
-            return {str(one["name"]): _card(str(one["name"])) for one in found if "name" in one}
+            names = (str(one["name"]) for one in found if "name" in one)
+            return {name: _card(name, "kserve") for name in names}
+        if dialect == "tgi":
+            status, body = await self._get(state, "/info")
+            name = msgspec.json.decode(body, type=dict[str, Any]).get("model_id")
+            return {str(name): _card(str(name), "tgi")} if status == 200 and name else {}
         status, body = await self._get(state, "/v1/models")
         if status != 200:
             return {}
@@ -185,5 +190,5 @@ def _cards(body: bytes) -> list[dict[str, Any]]:
     return [card for card in cards if isinstance(card, dict)]
 
 
-def _card(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "kserve"}
+def _card(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}

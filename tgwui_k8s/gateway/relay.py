@@ -30,6 +30,7 @@ from tgwui_k8s.gateway.call import Call
 from tgwui_k8s.gateway.continuation.journal import NotContinuableError
 from tgwui_k8s.gateway.continuation.token_stream import TokenStream
 from tgwui_k8s.gateway.dialects import DIALECTS, dialects_for
+from tgwui_k8s.gateway.dialects.base import Dialect
 from tgwui_k8s.gateway.downstream import EVENT_HEADERS, ClientAnswer
 from tgwui_k8s.gateway.endpoint import DialectName, EndpointState
 from tgwui_k8s.gateway.event_stream import EventSplitter, is_comment
@@ -159,7 +160,7 @@ class Relay:
         async with Attempt(self._client, call, state, request) as attempt:
             exchange = attempt.exchange
             if exchange.status >= 400:
-                raise await _endpoint_error(exchange)
+                raise await _endpoint_error(exchange, dialect)
             content_type = exchange.header(b"content-type") or b""
             if content_type.startswith(b"text/event-stream") and progress.stream is not None:
                 await self._relay_events(attempt, answer, progress.stream)
@@ -306,15 +307,15 @@ class PassedOnError(RequestError):
         self.body = error.body
 
 
-async def _endpoint_error(exchange: Exchange) -> EndpointError:
-    body = await exchange.read_all(_MAX_ERROR_BYTES)
+async def _endpoint_error(exchange: Exchange, dialect: Dialect) -> EndpointError:
+    status, body = dialect.error(exchange.status, await exchange.read_all(_MAX_ERROR_BYTES))
     retry_after = exchange.header(b"retry-after") or b""
     return EndpointError(
-        exchange.status,
+        status,
         body,
         headers=to_client(exchange.headers),
         retry_after_seconds=float(retry_after) if retry_after.isdigit() else None,
-        is_retryable=exchange.status == 500 and exchange.header(b"x-should-retry") != b"false",
+        is_retryable=status == 500 and exchange.header(b"x-should-retry") != b"false",
     )
 
 

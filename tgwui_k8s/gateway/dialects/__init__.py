@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tgwui_k8s.gateway.dialects.base import Dialect
+from tgwui_k8s.gateway.dialects.kserve import KserveDialect
 from tgwui_k8s.gateway.dialects.openai import LlamaServerDialect, OwnDialect, VllmDialect
+from tgwui_k8s.gateway.dialects.tgi import TgiDialect
 from tgwui_k8s.gateway.endpoint import DialectName
 
 DIALECTS: Mapping[DialectName, Dialect] = {
     "tgwui": OwnDialect(),
     "vllm": VllmDialect(),
     "llama-server": LlamaServerDialect(),
+    "tgi": TgiDialect(),
+    "kserve": KserveDialect(),
 }
 
 

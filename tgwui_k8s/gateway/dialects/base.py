@@ -27,6 +27,10 @@ class Dialect(Protocol):
         """
         ...
 
+    def error(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """An error answer in our words."""
+        ...
+
     def answer(self, call: Call, status: int, body: bytes) -> bytes:
         """A whole answer in our words."""
         ...

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from tgwui_k8s.gateway.call import CHAT, COMPLETIONS, Call
 from tgwui_k8s.gateway.continuation.token_stream import TokenStream, can_continue
+from tgwui_k8s.gateway.dialects.text_generation import error_envelope
 from tgwui_k8s.gateway.streams import PlainStream, Stream
 
 _WITH_DONE = frozenset({COMPLETIONS, CHAT})
@@ -31,6 +34,10 @@ class OwnDialect:
         """As it is."""
         return body
 
+    def error(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """As it is."""
+        return status, body
+
 
 class VllmDialect(OwnDialect):
     """vLLM: OpenAI's routes, Anthropic's, and some more."""
@@ -55,6 +62,17 @@ class VllmDialect(OwnDialect):
     def new_stream(self, call: Call) -> Stream:
         """It cannot continue."""
         return PlainStream(has_done=call.path in _WITH_DONE)
+
+    def error(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """Older versions have the error without an envelope around it."""
+        try:
+            found = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return status, error_envelope(status, "The engine could not answer the request.")
+        if isinstance(found, dict) and isinstance(found.get("error"), dict):
+            return status, body
+        message = found.get("message") if isinstance(found, dict) else None
+        return status, error_envelope(status, str(message or found))
 
 
 class LlamaServerDialect(VllmDialect):
