@@ -95,6 +95,23 @@ class ModelSettings:
         "pythonic",
     ] = setting("auto", "How the model writes tool calls; 'auto' tells from its chat template.")
     prefetch: Literal["auto", "on", "off"] = setting(
+    lora: tuple[str, ...] = setting(
+        (),
+        "LoRA adapter in PEFT's format, which clients name as their model. May be repeated.",
+        aliases=("lora-modules",),
+        metavar="NAME=PATH",
+    )
+    lora_dir: str | None = setting(
+        None,
+        "Directory of the adapters that /v1/internal/lora/load may load. Read only.",
+        metavar="DIR",
+    )
+    load_in_8bit: bool = setting(
+        False, "Round the weights to 8 bits while they are read: half the memory of 16."
+    )
+    load_in_4bit: bool = setting(
+        False, "Round the weights to 4 bits while they are read; less exact than AWQ or GPTQ."
+    )
         "auto",
         "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "
         "file systems.",

@@ -139,6 +139,8 @@ class ScheduledSequence:
     num_logits: int
 
 
+    adapter: str = ""
+    """The key of its LoRA adapter; empty for the model alone."""
 @dataclass(slots=True)
 class Batch:
     """What one step executes: decodes and prefill chunks side by side."""
@@ -317,6 +319,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """Per choice: tokens already generated elsewhere; they count as completion tokens."""
     grammar: str = ""
     """What every choice must match, as llguidance's grammar text; empty without a grammar."""
+    adapter: str = ""
+    """The name of a loaded LoRA adapter; empty for the model alone."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -460,6 +464,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     prefetch: Literal["auto", "on", "off"] = "auto"
     options: dict[str, str] = {}
     """Settings that only this loader knows; it refuses unknown ones by name."""
+    adapters: dict[str, str] | None = None
+    """Name to folder of the LoRA adapters that the engine will load; None: it never will."""
 
     @property
     def path(self) -> Path:

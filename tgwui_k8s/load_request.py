@@ -11,8 +11,10 @@ from pathlib import Path
 from tgwui_k8s.config import EngineSection, ModelSettings, Settings
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.engine.messages import EngineSettings
-from tgwui_k8s.errors import UnsupportedModelError
+from tgwui_k8s.errors import StartupError, UnsupportedModelError
 from tgwui_k8s.settings import loader_options
+from tgwui_k8s.storage.adapter_dir import named_adapters
+from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.infer import infer_loader
 from tgwui_k8s.storage.loader_names import FAKE, NEURON, canonical_loader_name
 from tgwui_k8s.storage.model_dir import DEMO, resolve_model
@@ -42,6 +44,7 @@ def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
         num_threads=engine.num_threads,
         trust_remote_code=model.trust_remote_code,
         prefetch=model.prefetch,
+        adapters=_adapters(model, path),
         options=_options(settings, loader),
     )
 
@@ -62,12 +65,26 @@ def served_names(model: ModelSettings, path: Path) -> tuple[str, ...]:
     return (DEMO if model.model == DEMO else path.name,)
 
 
+def _adapters(model: ModelSettings, path: Path) -> dict[str, str] | None:
+    """Checked here already: an adapter that cannot be loaded need not wait for the weights."""
+    if not model.lora and model.lora_dir is None:
+        return None
+    adapters = named_adapters(model.lora, model.lora_dir)
+    for name, folder in adapters.items():
+        if name in served_names(model, path):
+            raise StartupError(f"--lora '{name[:100]}' has the name of the model itself")
+        AdapterFiles.read(Path(folder))
+    return adapters
+
+
 def _options(settings: Settings, loader: str) -> dict[str, str]:
     """What `--loader-option` says, and the flags that are the chosen loader's options.
 
     Raises `UnsupportedModelError` for Neuron's flags with another loader.
     """
     options = loader_options(settings.model.loader_option)
+    if settings.model.load_in_8bit or settings.model.load_in_4bit:
+        options.setdefault("weights", "int8" if settings.model.load_in_8bit else "int4")
     for field in fields(settings.neuron):
         value = getattr(settings.neuron, field.name)
         if value == field.default:

@@ -88,7 +88,8 @@ def load_model(
     Raises a `StartupError` that names the file or setting and the remedy.
     """
     faster = FASTER.get(request.loader)
-    if faster is not None and request.loader_is_inferred and not request.options:
+    asks_more = bool(request.options) or request.adapters is not None
+    if faster is not None and request.loader_is_inferred and not asks_more:
         try:
             return get_loader(faster).load(
                 msgspec.structs.replace(request, loader=faster), progress

@@ -84,6 +84,8 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("--model is empty: name a folder, a file or 'demo'")
     loader_options(model.loader_option)
     _refuse_repetition("--served-model-name", model.served_model_name)
+    if model.load_in_4bit and model.load_in_8bit:
+        raise UsageError("--load-in-4bit and --load-in-8bit exclude each other")
     budget = engine.max_num_batched_tokens
     if budget is not None and budget < engine.max_num_seqs:
         raise UsageError(

@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tgwui_k8s import __version__
 from tgwui_k8s.api import (
+    adapters,
     chat,
     completions,
     docs,
@@ -43,7 +44,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
     modules = (
         *(completions, chat, messages, responses, embeddings),
-        *(models, tokenize, internal, invocations),
+        *(models, tokenize, internal, adapters, invocations),
     )
     routers = [module.create_router(state) for module in modules]
     for router in routers:

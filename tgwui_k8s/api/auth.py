@@ -44,7 +44,9 @@ OPEN_PATHS = frozenset(
 )
 """Probes, metrics and the documentation: no key, whatever is configured."""
 
-ADMIN_PATHS = frozenset({"/v1/internal/model/load", "/v1/internal/model/unload"})
+ADMIN_PATHS = frozenset(
+    f"/v1/internal/{what}/{change}" for what in ("model", "lora") for change in ("load", "unload")
+)
 
 RECHECK_SECONDS = 1.0
 MAX_FILE_BYTES = 1 << 20

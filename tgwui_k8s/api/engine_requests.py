@@ -94,6 +94,7 @@ def engine_requests(
             # Like Transformers: without a negative prompt, guidance leads away from no context.
             negative_prompt_token_ids=tuple(negative or prompt[-1:]) if is_guided else (),
             resume_token_ids=resumed[i * n : (i + 1) * n],
+            adapter=model.adapter,
             grammar=asked.grammar,
         )
         for i, prompt in enumerate(prompts)

@@ -103,7 +103,7 @@ def _still_loading(state: ServerState) -> RequestError:
 
 
 def _not_served(state: ServerState, name: str) -> RequestError | None:
-    if state.model is not None and name in state.model.names:
+    if state.model is not None and state.model.named(name) is not None:
         return None
     return NotFoundError("The model does not exist.", code="model_not_found")
 

@@ -11,7 +11,9 @@ from tgwui_k8s.errors import InvalidRequestError, UsageError
 from tgwui_k8s.setting_field import nearest, setting_fields
 from tgwui_k8s.settings import check_settings
 
-OPERATOR_ONLY = frozenset({"model_dir", "trust_remote_code", "chat_template"})
+OPERATOR_ONLY = frozenset(
+    {"model_dir", "trust_remote_code", "chat_template", "lora", "lora_dir"}
+)
 """They decide which files are read and whose code runs: the operator's, at the start."""
 
 ALLOWED = frozenset(
@@ -40,6 +42,7 @@ def settings_for_model(start: Settings, name: str, args: Mapping[str, Any]) -> S
     model = ModelSettings(
         model=name,
         model_dir=start.model.model_dir,
+        lora_dir=start.model.lora_dir,
         device=start.model.device,
         prefetch=start.model.prefetch,
         trust_remote_code=start.model.trust_remote_code,

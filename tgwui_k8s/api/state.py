@@ -6,7 +6,7 @@ Nothing here is global; a test builds its own with a fake backend.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +35,14 @@ class ServedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     created: int = field(default_factory=lambda: int(time.time()))
+    adapter: str = ""
+    """The LoRA adapter that these names stand for; empty for the model alone."""
+    adapters: dict[str, ServedModel] = field(default_factory=dict)
+    """The same model with each of its adapters, by the adapter's name."""
+
+    def named(self, name: str | None) -> ServedModel | None:
+        """What a request that asks for `name` gets (None: the model alone); None for no such."""
+        return self if name is None or name in self.names else self.adapters.get(name)
 
 
 class EngineBackend(Backend, Protocol):
@@ -53,7 +61,7 @@ class EngineBackend(Backend, Protocol):
 class ModelControl(Protocol):
     """Changes the loaded model while the server runs; wired by `tgwui_k8s.server`.
 
-    Both methods set `ServerState.model`: to None first, to the new model at the end of `load`.
+    All methods set `ServerState.model`; `load` sets it to None first, to the new model at its end.
     """
 
     async def load(self, settings: Settings) -> None:
@@ -63,6 +71,18 @@ class ModelControl(Protocol):
         get an error. Raises `UsageError` or `ModelNotFoundError` before anything has changed, and
         another `StartupError` for a model that cannot be loaded: then none is loaded any more.
         """
+        ...
+
+    async def load_adapters(self, names: Sequence[str]) -> None:
+        """Make adapters of `--lora-dir` available beside those that are.
+
+        Raises `ModelNotFoundError`, another `StartupError` or a `RequestError`; those before the
+        one that failed stay.
+        """
+        ...
+
+    async def unload_adapters(self, names: Sequence[str] | None) -> None:
+        """Let no new request use these adapters (None: any); unknown names are ignored."""
         ...
 
     async def unload(self) -> None:
@@ -116,8 +136,10 @@ class ServerState:
             raise ModelNotReadyError(
                 f"No model is ready (phase: {self.load_progress.phase}).", retry_after_seconds=2
             )
-        if name is not None and name not in self.model.names:
+        named = self.model.named(name)
+        if named is None:
+            shown = (name or "")[:200]
             raise NotFoundError(
-                f"The model '{name[:200]}' does not exist.", param="model", code="model_not_found"
+                f"The model '{shown}' does not exist.", param="model", code="model_not_found"
             )
-        return self.model
+        return named

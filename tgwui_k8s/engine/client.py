@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
@@ -33,6 +34,7 @@ from tgwui_k8s.engine.child import ENGINE_COMMAND, EngineChild
 from tgwui_k8s.engine.mailbox import Mailbox
 from tgwui_k8s.engine.messages import (
     AbortRequest,
+    AdapterChanged,
     AddRequest,
     Embed,
     Embedded,
@@ -40,11 +42,13 @@ from tgwui_k8s.engine.messages import (
     FromEngine,
     Heartbeat,
     Load,
+    LoadAdapter,
     Loaded,
     LoadFailed,
     Progress,
     Rejected,
     StepOutput,
+    UnloadAdapter,
 )
 from tgwui_k8s.engine.watchdog import Watchdog
 from tgwui_k8s.errors import (
@@ -99,6 +103,8 @@ class EngineClient:
         self._stats = EngineStats()
         self._mailboxes: dict[str, Mailbox] = {}
         self._embeddings: dict[str, asyncio.Future[bytes]] = {}
+        self._adapter_changes: deque[asyncio.Future[None]] = deque()
+        """In the order of the messages, which is that of their answers."""
         self._child: EngineChild | None = None
         self._load: Load | None = None
         self._loaded: asyncio.Future[ModelInfo] | None = None
@@ -182,6 +188,38 @@ class EngineClient:
         elif self._child is not None:
             self._child.send(AbortRequest(request_id, index))
 
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Make a LoRA adapter available; one of the same name is replaced.
+
+        Raises a `StartupError` for one that cannot be loaded, and as `generate` does.
+        """
+        await self._change_adapters(LoadAdapter(name, folder))
+        self._remember_adapters({**self._adapters, name: folder})
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let no new request use the adapter; unknown names are ignored."""
+        await self._change_adapters(UnloadAdapter(name))
+        others = {key: folder for key, folder in self._adapters.items() if key != name}
+        self._remember_adapters(others)
+
+    @property
+    def _adapters(self) -> dict[str, str]:
+        return {} if self._load is None else self._load.request.adapters or {}
+
+    def _remember_adapters(self, adapters: dict[str, str]) -> None:
+        """An engine that is started again loads them again."""
+        if self._load is not None:
+            request = replace(self._load.request, adapters=adapters)
+            self._load = replace(self._load, request=request)
+
+    async def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> None:
+        if self.phase != "ready" or self._child is None:
+            raise self._not_ready()
+        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._adapter_changes.append(change)
+        self._child.send(message)
+        await change
+
     def abort_all(self, error: RequestError) -> None:
         """End every request with this error."""
         for request_id in tuple(self._mailboxes):
@@ -251,6 +289,9 @@ class EngineClient:
         for vectors in self._embeddings.values():
             _fail(vectors, error)
         self._embeddings.clear()
+        for change in self._adapter_changes:
+            _fail(change, error)
+        self._adapter_changes.clear()
         self._stats = replace(
             self._stats, num_requests_running=0, num_requests_waiting=0, kv_cache_usage=0.0
         )
@@ -288,10 +329,12 @@ class EngineClient:
             vectors = self._embeddings.pop(message.request_id, None)
             if vectors is not None and not vectors.done():
                 vectors.set_result(message.vectors)
+        elif isinstance(message, AdapterChanged):
+            _settle(self._adapter_changes.popleft(), message)
         elif isinstance(message, Progress):
             self.on_progress(message.progress)
         elif isinstance(message, LoadFailed):
-            self._end_loading(_startup_error(message))
+            self._end_loading(_startup_error(message.kind, message.message))
         else:
             self._become_ready(message)
 
@@ -392,17 +435,26 @@ class EngineClient:
         self.on_phase(phase)
 
 
-def _startup_error(message: LoadFailed) -> StartupError:
+def _startup_error(kind_name: str, message: str) -> StartupError:
     """The error as it was raised in the engine process."""
-    kind = getattr(errors, message.kind, None)
+    kind = getattr(errors, kind_name, None)
     if isinstance(kind, type) and issubclass(kind, StartupError):
-        return kind(message.message)
-    return StartupError(message.message)
+        return kind(message)
+    return StartupError(message)
 
 
-def _fail(vectors: asyncio.Future[bytes], error: RequestError) -> None:
-    if not vectors.done():
-        vectors.set_exception(error)
+def _settle(change: asyncio.Future[None], answer: AdapterChanged) -> None:
+    if change.done():
+        return
+    if answer.error_kind:
+        change.set_exception(_startup_error(answer.error_kind, answer.message))
+    else:
+        change.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], error: RequestError) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

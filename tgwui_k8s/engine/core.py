@@ -24,6 +24,7 @@ from tgwui_k8s.contract import (
     TokenDelta,
     TopLogprobs,
 )
+from tgwui_k8s.engine.adapters import Adapters
 from tgwui_k8s.engine.grammar import GrammarDesk, GrammarError, Grammars, GrammarState
 from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
 from tgwui_k8s.engine.prompt_lookup import PromptLookup
@@ -55,6 +56,7 @@ class EngineCore:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.token_budget(runner.info.device),
         )
+        self.adapters = Adapters(runner)
         self.num_steps = 0
         self.step_started: float | None = None
         self.step_tokens = 0
@@ -79,7 +81,13 @@ class EngineCore:
         if self._num_waiting_requests >= self._max_waiting_requests:
             raise OverloadedError("The waiting queue is full. Please try again later.")
         self._num_arrivals += 1
-        added = Request(request, arrival=self._num_arrivals, arrival_time=self._clock())
+        adapter = self.adapters.acquire(request.adapter)
+        added = Request(
+            request,
+            arrival=self._num_arrivals,
+            arrival_time=self._clock(),
+            adapter=adapter or "",
+        )
         added.sequences = [
             self._make_sequence(added, index) for index in range(request.num_choices)
         ]
@@ -87,7 +95,9 @@ class EngineCore:
         self._num_waiting_requests += 1
         if added.deadline is not None:
             heapq.heappush(self._deadlines, (added.deadline, request.request_id))
-        if not request.grammar:
+        if adapter is None:
+            self._fail_all(added, "The adapter has been unloaded.", "model_not_found")
+        elif not request.grammar:
             self._start(added)
         elif self._grammar_desk is not None:
             self._grammar_desk.submit(request.request_id, request.grammar)
@@ -297,7 +307,7 @@ class EngineCore:
         prompts = [source.prompt_token_ids]
         if source.negative_prompt_token_ids:
             prompts.append(source.negative_prompt_token_ids)
-        lanes = tuple(Lane([*prompt, *resumed], num_groups) for prompt in prompts)
+        lanes = tuple(Lane([*prompt, *resumed], num_groups, request.adapter) for prompt in prompts)
         replays = bool(resumed) and self.sampler.needs_replay(source.params)
         sampling = SamplingRow(
             params=source.params,
@@ -401,6 +411,7 @@ class EngineCore:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
+        self.adapters.release(request.adapter)
         if request.first_scheduled_time is None:
             self._num_waiting_requests -= 1
 

@@ -62,11 +62,24 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     index: int | None = None
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Load a LoRA adapter, in place of one of the same name; answered by `AdapterChanged`."""
+
+    name: str
+    folder: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Let no new request use this adapter; answered by `AdapterChanged`."""
+
+    name: str
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Exit now; requests still running are dropped."""
 
 
-ToEngine = Load | AddRequest | Embed | AbortRequest | Shutdown
+ToEngine = Load | AddRequest | Embed | AbortRequest | LoadAdapter | UnloadAdapter | Shutdown
 
 
 # -- engine process → API process --------------------------------------------------------------
@@ -116,6 +129,13 @@ class Embedded(msgspec.Struct, frozen=True, tag=True):
     vectors: bytes
 
 
+class AdapterChanged(msgspec.Struct, frozen=True, tag=True):
+    """The oldest change of adapters is made, or could not be: `error_kind` is the error's class."""
+
+    error_kind: str = ""
+    message: str = ""
+
+
 class Rejected(msgspec.Struct, frozen=True, tag=True):
     """The request was not taken: the waiting queue is full."""
 
@@ -136,4 +156,6 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     step_tokens: int
 
 
-FromEngine = Progress | Loaded | LoadFailed | StepOutput | Embedded | Rejected | Heartbeat
+FromEngine = (
+    Progress | Loaded | LoadFailed | StepOutput | Embedded | AdapterChanged | Rejected | Heartbeat
+)

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -38,9 +39,11 @@ from tgwui_k8s.engine.embedding_loop import EmbeddingLoop
 from tgwui_k8s.engine.grammar import Grammars
 from tgwui_k8s.engine.messages import (
     AbortRequest,
+    AdapterChanged,
     AddRequest,
     Heartbeat,
     Load,
+    LoadAdapter,
     Loaded,
     LoadFailed,
     Progress,
@@ -48,6 +51,7 @@ from tgwui_k8s.engine.messages import (
     Shutdown,
     StepOutput,
     ToEngine,
+    UnloadAdapter,
 )
 from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError, TgwuiError
 from tgwui_k8s.garbage_collection import settle_garbage_collector
@@ -154,7 +158,10 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         if isinstance(loaded, ModelRunner):
             loaded.warm_up()
             grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
-            host = StepLoop(EngineCore(loaded, settings, grammars=grammars))
+            core = EngineCore(loaded, settings, grammars=grammars)
+            for name, folder in (request.adapters or {}).items():
+                core.adapters.load(name, Path(folder))
+            host = StepLoop(core)
             info = _with_engine(loaded, has_grammars=grammars is not None)
         elif isinstance(loaded, Embedder):
             loaded.warm_up()
@@ -255,6 +262,18 @@ class StepLoop:
                 channel.send(Rejected(message.request.request_id, error.message))
         elif isinstance(message, AbortRequest):
             self._core.abort(message.request_id, message.index)
+        elif isinstance(message, (LoadAdapter, UnloadAdapter)):
+            channel.send(self._change_adapters(message))
+
+    def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> AdapterChanged:
+        if isinstance(message, UnloadAdapter):
+            self._core.adapters.unload(message.name)
+            return AdapterChanged()
+        try:
+            self._core.adapters.load(message.name, Path(message.folder))
+        except StartupError as error:
+            return AdapterChanged(type(error).__name__, str(error))
+        return AdapterChanged()
 
 
 class Pulse:

@@ -39,6 +39,7 @@ class Lane:
     """
 
     __slots__ = (
+        "adapter",
         "block_tables",
         "cache_salt",
         "digests",
@@ -49,7 +50,7 @@ class Lane:
         "token_ids",
     )
 
-    def __init__(self, token_ids: list[int], num_groups: int, cache_salt: bytes = b"") -> None:
+    def __init__(self, token_ids: list[int], num_groups: int, adapter: str = "") -> None:
         self.token_ids = token_ids
         self.num_computed = 0
         self.row = -1
@@ -59,8 +60,10 @@ class Lane:
         self.digests: list[bytes] = []
         """Names of the lane's full blocks, as far as they were needed."""
         self.num_registered = 0
-        self.cache_salt = cache_salt
-        """Keeps lanes apart that must not share blocks (another adapter, say)."""
+        self.adapter = adapter
+        """The key of the adapter that computes it."""
+        self.cache_salt = adapter.encode()
+        """Keeps lanes apart that must not share blocks."""
 
     @property
     def num_uncomputed(self) -> int:
@@ -131,6 +134,8 @@ class Request:
     arrival: int
     arrival_time: float
     sequences: list[Sequence] = field(default_factory=list)
+    adapter: str = ""
+    """The key of its adapter, held until it has ended."""
     prompt_logprobs: list[TopLogprobs] = field(default_factory=list)
     first_scheduled_time: float | None = None
 

@@ -58,6 +58,7 @@ class Schedule:
                     token_ids=lane.token_ids[start : start + part.num_tokens],
                     block_tables=lane.block_tables,
                     num_logits=part.num_logits,
+                    adapter=lane.adapter,
                 )
             )
             self.batch.num_tokens += part.num_tokens

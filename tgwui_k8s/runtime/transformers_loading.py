@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from tgwui_k8s.contract import (
+    Capabilities,
     KVLayout,
     LoadProgress,
     LoadRequest,
@@ -279,6 +280,7 @@ def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> Mode
         fingerprint=fingerprint(
             plan.weights.files, read_json(request.path / "config.json"), numerics
         ),
+        capabilities=Capabilities(adapters=True),
         tokenizer_json=_convert_tokenizer(request),
     )
 

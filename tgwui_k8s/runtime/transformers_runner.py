@@ -10,12 +10,14 @@ import gc
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tgwui_k8s.contract import Batch, KVLayout, ModelInfo, Sampler, ScheduledSequence
 from tgwui_k8s.errors import UnsupportedModelError
+from tgwui_k8s.runtime.adapters import AdapterLayers
 from tgwui_k8s.runtime.kv_layout import LayerShape
 from tgwui_k8s.runtime.kv_tensors import KVTensors
 from tgwui_k8s.runtime.paged_attention import PagedAttention
@@ -66,6 +68,12 @@ class TransformersRunner:
         sampler: Sampler | None = None,
     ) -> None:
         self._forward = _Forward(model, kv.device)
+        self._adapters = AdapterLayers(
+            model,
+            device=kv.device,
+            dtype=kv.dtype,
+            probe=lambda num_tokens: _probe(model, kv.device, num_tokens),
+        )
         self.layout = layout
         self.info = info
         self.sampler = sampler
@@ -85,6 +93,7 @@ class TransformersRunner:
             positions += range(scheduled.start, scheduled.start + len(scheduled.token_ids))
             logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
         self._attention.begin_step(batch)
+        self._adapters.begin_step(batch)
         return self._forward(token_ids, positions, logit_rows, self._attention).float()
 
     def warm_up(self) -> None:
@@ -96,15 +105,30 @@ class TransformersRunner:
             if scheduled.start < min(self.layout.block_size, self.info.max_model_len):
                 self.execute(Batch([scheduled], num_tokens=len(scheduled.token_ids)))
 
+    def load_adapter(self, key: str, folder: Path) -> None:
+        """See `engine.adapters.AdapterRunner`."""
+        self._adapters.load(key, folder)
+
+    def unload_adapter(self, key: str) -> None:
+        """See `engine.adapters.AdapterRunner`."""
+        self._adapters.unload(key)
+
     def close(self) -> None:
         """Drop model and cache."""
-        del self._forward, self._attention
+        del self._forward, self._attention, self._adapters
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
+def _probe(model: PreTrainedModel, device: torch.device, num_tokens: int) -> LayerProbe:
+    """What the layers ask of attention, after a forward of some tokens without it."""
+    probe = LayerProbe(type(model).__name__)
+    _Forward(model, device)([0] * num_tokens, list(range(num_tokens)), [num_tokens - 1], probe)
+    return probe
+
+
 def probe_layers(
     model: PreTrainedModel, device: torch.device, max_model_len: int
 ) -> dict[int, LayerShape]:
@@ -114,9 +138,8 @@ def probe_layers(
     model's attention needs more than ours does.
     """
     name = type(model).__name__
-    probe = LayerProbe(name)
     try:
-        _Forward(model, device)([0], [0], [0], probe)
+        probe = _probe(model, device, 1)
     except (TypeError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{name} does not hand down to its attention layers what this loader needs; use the "

@@ -41,12 +41,12 @@ def test_other_tokens_before_a_block_make_it_another_block():
     assert cache.find_prefix(Lane([1, 2, 3, 4, 0, 6, 7, 8, 9], 1)) == 1
 
 
-def test_a_cache_salt_keeps_lanes_apart():
+def test_adapters_keep_lanes_apart():
     """Lanes with other salts (adapters) never share."""
     cache = make_cache(None)
-    compute(cache, Lane(list(range(9)), 1, b"adapter"), 9)
+    compute(cache, Lane(list(range(9)), 1, "adapter"), 9)
     assert cache.find_prefix(Lane(list(range(9)), 1)) == 0
-    assert cache.find_prefix(Lane(list(range(9)), 1, b"adapter")) == 2
+    assert cache.find_prefix(Lane(list(range(9)), 1, "adapter")) == 2
 
 
 def test_extend_gives_all_groups_their_blocks_or_none():

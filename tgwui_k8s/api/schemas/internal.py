@@ -11,6 +11,8 @@ from tgwui_k8s.api.schemas.sampling import SamplingFields
 
 MAX_TOP_LOGITS = 1000
 
+AdapterName = Annotated[str, Field(min_length=1, max_length=200)]
+
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
@@ -52,3 +54,18 @@ class LoadModelRequest(WireModel):
     settings: Any = refused("Sampler defaults belong to the requests.", neutral=({},))
     instruction_template: Any = refused("Use args with chat_template.")
     instruction_template_str: Any = refused("Use args with chat_template.")
+
+
+AdapterNames = Annotated[list[AdapterName], Field(min_length=1, max_length=100)]
+
+
+class LoadAdaptersRequest(WireModel):
+    """Adapters to load."""
+
+    lora_names: AdapterNames = honoured("Folders in the server's `--lora-dir`.", default=...)
+
+
+class UnloadAdaptersRequest(WireModel):
+    """Adapters to unload."""
+
+    lora_names: AdapterNames | None = honoured("Names as in `/v1/models`. Default: all adapters.")
