@@ -71,9 +71,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Names weights, dtype and numerics: equal fingerprints give equal tokens in float32."""
     capabilities: Capabilities = Capabilities()
     tokenizer_json: bytes | None = None
-    """A tokenizer in the `tokenizers` library's JSON, where the model folder holds none."""
+    """A tokenizer in the `tokenizers` library's JSON, where it is not the model folder's."""
+    special_tokens: dict[str, str] = {}
+    """`bos_token`, `eos_token`, ... of that tokenizer; empty where the folder's files say them."""
     chat_template: str | None = None
-    """A chat template's Jinja source, where the model folder holds none."""
+    """A chat template's Jinja source that came with the weights."""
     embedding_sizes: tuple[int, ...] = ()
     """Numbers a vector may have: all of them first, then what it may be cut to."""
     details: dict[str, Any] = {}
@@ -137,10 +139,10 @@ class ScheduledSequence:
     token_ids: Sequence[int]
     block_tables: tuple[list[int], ...]
     num_logits: int
-
-
     adapter: str = ""
     """The key of its LoRA adapter; empty for the model alone."""
+
+
 @dataclass(slots=True)
 class Batch:
     """What one step executes: decodes and prefill chunks side by side."""
@@ -317,10 +319,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """For `guidance_scale`; empty without guidance."""
     resume_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice: tokens already generated elsewhere; they count as completion tokens."""
-    grammar: str = ""
-    """What every choice must match, as llguidance's grammar text; empty without a grammar."""
     adapter: str = ""
     """The name of a loaded LoRA adapter; empty for the model alone."""
+    grammar: str = ""
+    """What every choice must match, as llguidance's grammar text; empty without a grammar."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -462,10 +464,10 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None
     trust_remote_code: bool = False
     prefetch: Literal["auto", "on", "off"] = "auto"
-    options: dict[str, str] = {}
-    """Settings that only this loader knows; it refuses unknown ones by name."""
     adapters: dict[str, str] | None = None
     """Name to folder of the LoRA adapters that the engine will load; None: it never will."""
+    options: dict[str, str] = {}
+    """Settings that only this loader knows; it refuses unknown ones by name."""
 
     @property
     def path(self) -> Path:

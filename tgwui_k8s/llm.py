@@ -142,13 +142,20 @@ class LLM:
             raise
 
     def _prepare_text(self, folder: Path, chat_template: str | None) -> None:
-        self.tokenizer = Tokenizer.load(folder, tokenizer_json=self.info.tokenizer_json)
+        self.tokenizer = Tokenizer.load(
+            folder,
+            tokenizer_json=self.info.tokenizer_json,
+            special_tokens=self.info.special_tokens,
+        )
         special_tokens = self.tokenizer.special_tokens
         override = None if chat_template is None else Path(chat_template)
-        template = ChatTemplate.load(folder, special_tokens, override)
-        if template is None and self.info.chat_template is not None:
-            template = ChatTemplate({DEFAULT: self.info.chat_template}, special_tokens)
-        self.chat_template = template
+        built_in = self.info.chat_template
+        if override is None and built_in is not None:
+            self.chat_template: ChatTemplate | None = ChatTemplate(
+                {DEFAULT: built_in}, special_tokens
+            )
+        else:
+            self.chat_template = ChatTemplate.load(folder, special_tokens, override)
 
     @property
     def info(self) -> ModelInfo:

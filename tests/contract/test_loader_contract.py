@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.helpers.gguf_models import make_gguf
 from tests.helpers.neuron_models import compile_model, neuron_software
 from tests.helpers.paged_driver import PagedDriver, to_numpy
 from tgwui_k8s.contract import (
@@ -45,9 +46,15 @@ class Case:
     """Its library is played by the stand-in for Neuron."""
     quantized: str = ""
     """The key of the format that its checkpoints are in."""
+    options: tuple[tuple[str, str], ...] = ()
+    gguf: bool = False
+    """The checkpoint is converted to a GGUF file."""
     slots: bool = False
     """A sequence has one slot: prompts are computed whole, and no block is shared."""
 
+
+EXACT_LLAMA_CPP = (("cache_type", "f32"), ("flash_attn", "off"))
+"""Flash attention rounds to float16 on CPUs, and so does the cache by default."""
 
 CASES: dict[str, Case] = {
     "AutoAWQ": Case(architecture="llama", quantized="AWQ"),
@@ -55,6 +62,7 @@ CASES: dict[str, Case] = {
     "fake": Case(architecture=None, tolerance=0.0),
     "Transformers": Case(architecture="llama"),
     "Native": Case(architecture="llama", dtype="bfloat16", tolerance=0.15),
+    "llama.cpp": Case(architecture="llama", gguf=True, options=EXACT_LLAMA_CPP),
     "Neuron": Case(architecture="llama", device="auto", standin=True, slots=True),
 }
 
@@ -99,6 +107,8 @@ def _request_to_load(
 
         form = quantized_checkpoints.FORMATS[details.quantized]
         quantized_checkpoints.make_quantized(folder, form, architecture=details.architecture)
+    if details.gguf:
+        path = str(make_gguf(Path(path), Path(path).with_suffix(".gguf")))
     if details.standin:
         compile_model(loader, Path(path), batch_size=4, n_positions=128, tp_degree=2)
     return LoadRequest(
@@ -110,6 +120,7 @@ def _request_to_load(
         max_num_seqs=4,
         kv_cache_bytes=4 * 1024 * 1024,
         num_threads=1,
+        options=dict(details.options),
     )
 
 

@@ -70,8 +70,17 @@ def make_quantized(name: str) -> Callable[[Path], Made]:
     return make
 
 
+def make_f32_gguf(folder: Path) -> Made:
+    """A GGUF file with the weights in float32; the loader is inferred, the tokenizer converted."""
+    from tests.helpers.gguf_models import make_gguf
+
+    make_gguf(model_path(), folder / "demo.F32.gguf", split="smollm")
+    return Made("demo.F32.gguf")
+
+
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
+    "gguf-f32": Case("llama.cpp", make_f32_gguf),
     "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
     "GPTQ": Case("AutoGPTQ", make_quantized("GPTQ, act-order"), is_exact=False),
 }

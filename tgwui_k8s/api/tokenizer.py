@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -54,10 +54,17 @@ class Tokenizer:
         self._pieces_without: dict[frozenset[int], TokenPieces] = {frozenset(): self._pieces}
 
     @classmethod
-    def load(cls, folder: Path, *, tokenizer_json: bytes | None = None) -> Tokenizer:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        tokenizer_json: bytes | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> Tokenizer:
         """Read tokenizer.json, or take `tokenizer_json` in its place, and the files beside it.
 
-        Raises `BrokenModelError` where one is missing or broken.
+        `special_tokens` take the place of those files: they came with the weights, as
+        `tokenizer_json` did. Raises `BrokenModelError` where one is missing or broken.
         """
         path = folder / TOKENIZER_FILE
         try:
@@ -68,6 +75,8 @@ class Tokenizer:
             raise BrokenModelError(f"{path}: {error.strerror}.") from error
         except Exception as error:  # the library knows no narrower one
             raise BrokenModelError(f"{path} is not a tokenizer: {error}") from error
+        if special_tokens:
+            return cls(backend, SpecialTokens(names=dict(special_tokens)))
         return cls(backend, read_special_tokens(folder))
 
     def encode(

@@ -25,7 +25,7 @@ class WeightFiles:
     `tensors` is by name, and empty for "bin": pickles tell nothing before they are loaded.
     """
 
-    format: Literal["safetensors", "bin"]
+    format: Literal["safetensors", "bin", "gguf"]
     files: tuple[Path, ...]
     tensors: dict[str, TensorEntry]
     num_bytes: int
