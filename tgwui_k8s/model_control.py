@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.state import ServedModel, ServerState
@@ -19,9 +23,16 @@ from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import LoadProgress, LoadRequest, ModelInfo
 from tgwui_k8s.daemon_thread import in_daemon_thread
 from tgwui_k8s.engine.client import EngineClient, Phase
-from tgwui_k8s.errors import BrokenModelError
+from tgwui_k8s.errors import (
+    BrokenModelError,
+    UnsupportedModelError,
+    UnsupportedParameterError,
+)
 from tgwui_k8s.load_request import engine_settings, load_request, served_names
 from tgwui_k8s.observability.log import event
+from tgwui_k8s.storage.adapter_dir import find_adapter
+from tgwui_k8s.storage.adapter_files import AdapterFiles
+from tgwui_k8s.storage.identity import fingerprint
 from tgwui_k8s.storage.loader_names import LLAMA_CPP
 from tgwui_k8s.storage.model_dir import tokenizer_folder
 
@@ -56,6 +67,40 @@ class ModelController:
         async with self._changing:
             self._forget("unloaded")
             await self._engine.unload()
+
+    # ---------------------------------------------------------------------------------- adapters
+
+    async def load_adapters(self, names: Sequence[str]) -> None:
+        """See `api.state.ModelControl`. The weights are read ahead, so that no step waits long."""
+        async with self._changing:
+            served = self._require()
+            lora_dir = self._state.settings.model.lora_dir
+            for name in names:
+                if name in served.names:
+                    raise UnsupportedModelError(f"'{name[:200]}' is the name of the model itself")
+                folder = await in_daemon_thread(partial(find_adapter, name, lora_dir))
+                digest = await in_daemon_thread(partial(_read_ahead, folder))
+                await self._engine.load_adapter(name, str(folder))
+                served = _with_adapter(self._require(), name, digest)
+                self._served = self._state.model = served
+
+    async def unload_adapters(self, names: Sequence[str] | None) -> None:
+        """See `api.state.ModelControl`."""
+        async with self._changing:
+            for name in tuple(self._require().adapters) if names is None else names:
+                served = self._require()
+                others = {key: view for key, view in served.adapters.items() if key != name}
+                self._served = self._state.model = replace(served, adapters=others)
+                await self._engine.unload_adapter(name)
+
+    def _require(self) -> ServedModel:
+        served = self._state.loaded_model()
+        if not served.info.capabilities.adapters:
+            raise UnsupportedParameterError(
+                f"The loader {served.info.loader} runs no LoRA adapters. Start the server with "
+                "--lora or --lora-dir, or with --loader Transformers."
+            )
+        return served
 
     # ----------------------------------------------------------------------------------- loading
 
@@ -99,7 +144,11 @@ class ModelController:
             lambda: _load_template(folder, special_tokens, override, info.chat_template)
         )
         names = served_names(settings.model, request.path)
-        return ServedModel(info, names, tokenizer, template)
+        served = ServedModel(info, names, tokenizer, template)
+        for name, adapter in (request.adapters or {}).items():
+            digest = await in_daemon_thread(partial(_fingerprint, Path(adapter)))
+            served = _with_adapter(served, name, digest)
+        return served
 
     # --------------------------------------------------------------------- what the server shows
 
@@ -148,6 +197,27 @@ class ModelController:
             duration_s=round(seconds, 3),
         )
         logger.info("model loaded", extra=facts)
+
+
+def _with_adapter(served: ServedModel, name: str, digest: str) -> ServedModel:
+    """The model with one adapter more, which answers under its own name and fingerprint."""
+    info = msgspec.structs.replace(served.info, fingerprint=f"{served.info.fingerprint}_{digest}")
+    view = replace(
+        served, info=info, names=(name,), adapter=name, adapters={}, created=int(time.time())
+    )
+    return replace(served, adapters={**served.adapters, name: view})
+
+
+def _read_ahead(folder: Path) -> str:
+    """Check an adapter and bring its weights into the page cache; its fingerprint."""
+    for file in AdapterFiles.read(folder).weights.files:
+        file.read_bytes()
+    return _fingerprint(folder)
+
+
+def _fingerprint(folder: Path) -> str:
+    files = AdapterFiles.read(folder)
+    return fingerprint(files.weights.files, dict(files.config), ())
 
 
 def _load_template(
