@@ -79,13 +79,14 @@ class Keyring:
 
     def session(self, cookie: str | None) -> Login | None:
         """Whose session the cookie is: nobody's, or one that has not expired."""
-        expiry, _, signature = (cookie or "").partition(".")
+        expiry, _, signed = (cookie or "").partition(".")
         if len(expiry) > 12 or not expiry.isdecimal() or int(expiry) <= self._clock():
             return None
+        signature = signed.encode("utf-8", "replace")
         matches = [
             Login(known, role)
             for role, known in self._known()
-            if hmac.compare_digest(signature.encode(), _signature(known, expiry).encode())
+            if hmac.compare_digest(signature, _signature(known, expiry).encode())
         ]
         return matches[0] if matches else None
 

@@ -102,7 +102,7 @@ def _parameter(name: str, group: str, schema: dict[str, Any]) -> Parameter:
         meaning=schema["description"],
         default=default,
         neutral=None if name == "max_tokens" else default,
-        minimum=_STEP if kind == "slider" and "exclusiveMinimum" in shape else _shown(minimum),
+        minimum=_STEP if "exclusiveMinimum" in shape else _shown(minimum),
         maximum=_shown(maximum),
         step=step,
     )

@@ -124,8 +124,7 @@ class PageSupervisor:
             await self._talk(process, listener)
             return process.returncode
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            await _end(process)
             self._process = None
 
     async def _talk(self, process: asyncio.subprocess.Process, listener: socket.socket) -> None:
@@ -145,6 +144,16 @@ class PageSupervisor:
                 await process.stdin.drain()
         outputs = (stream for stream in (process.stdout, process.stderr) if stream is not None)
         await asyncio.gather(*(relay_lines(stream, "page") for stream in outputs), process.wait())
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it where it still runs; one that is stuck in the kernel is given up."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    if process.stdin is not None:
+        process.stdin.close()
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
 
 
 def _environment() -> dict[str, str]:
