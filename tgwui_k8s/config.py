@@ -94,7 +94,6 @@ class ModelSettings:
         "mistral-named",
         "pythonic",
     ] = setting("auto", "How the model writes tool calls; 'auto' tells from its chat template.")
-    prefetch: Literal["auto", "on", "off"] = setting(
     lora: tuple[str, ...] = setting(
         (),
         "LoRA adapter in PEFT's format, which clients name as their model. May be repeated.",
@@ -112,6 +111,7 @@ class ModelSettings:
     load_in_4bit: bool = setting(
         False, "Round the weights to 4 bits while they are read; less exact than AWQ or GPTQ."
     )
+    prefetch: Literal["auto", "on", "off"] = setting(
         "auto",
         "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "
         "file systems.",
