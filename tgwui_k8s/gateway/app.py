@@ -49,6 +49,7 @@ DRAINED = "drained"
 
 _QUIET_ROUTES = ("/health", "/metrics", "/ping")
 _KSERVE_PREFIX = "/openai"
+_SLACK_BYTES = 1024 * 1024
 _BODY_SECONDS = 60.0
 """A client that sends its request slower than this is given up."""
 
@@ -253,8 +254,13 @@ class _Request:
             parts.append(message.get("body", b""))
             num_bytes += len(parts[-1])
             if num_bytes > max_bytes:
+                parts.clear()
+            # A little too much is read to its end, so that the client gets to see the answer.
+            if num_bytes > max_bytes + _SLACK_BYTES:
                 raise _too_large(max_bytes)
             if not message.get("more_body"):
+                if num_bytes > max_bytes:
+                    raise _too_large(max_bytes)
                 return b"".join(parts)
 
     def own_headers(self) -> Headers:
