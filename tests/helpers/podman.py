@@ -44,14 +44,18 @@ class Podman:
         folder.mkdir(parents=True, exist_ok=True)
         self._settings = folder / "containers.conf"
         self._settings.write_text(_SETTINGS)
+        self.store = ("--root", str(folder / "store"), "--runroot", str(folder / "run"))
+        self.environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(folder),
+            "CONTAINERS_CONF": str(self._settings),
+        }
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One podman command; a failure raises with all that it wrote."""
-        store = ("--root", str(self._folder / "store"), "--runroot", str(self._folder / "run"))
         result = subprocess.run(
-            ["podman", *store, *arguments],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self._folder)}
-            | {"CONTAINERS_CONF": str(self._settings)},
+            ["podman", *self.store, *arguments],
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
