@@ -15,6 +15,8 @@ VENV ?= .venv
 EXTRAS ?= transformers,ui
 TORCH_INDEX ?=
 MODEL ?=
+NAME ?= compare
+PEER ?=
 ARGS ?=
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 95
@@ -27,10 +29,11 @@ installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 installed_dev := $(installed)-dev
 installed_py310 := $(VENV)-py310/.installed
 installed_clients := $(VENV)-clients/.installed
+installed_triton := $(VENV)-triton/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-py310 run-py310 browser-test image-test clients check format format-check lint types imports cov docs docs-check bench freeze clean
+.PHONY: help serve test test-py310 run-py310 browser-test image-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-peer freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,9 +43,17 @@ help: ## list the targets
 serve: $(installed) ## serve MODEL (default: the demo model) on port 5000, and the web page on 7860
 	@$(bin)/tgwui-k8s serve $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
-bench: $(installed_dev) ## run benchmarks/NAME.py with ARGS
-	@test -n '$(NAME)' || { echo "Say which: make bench NAME=..."; ls benchmarks/*.py; exit 2; }
+bench: $(installed_dev) ## run benchmarks/NAME.py (default: compare, with every peer) with ARGS
 	$(bin)/python -m benchmarks.$(NAME) $(ARGS)
+
+bench-models: $(installed_dev) ## write the checkpoints S and M that the benchmarks run
+	$(bin)/python -m benchmarks.models S M
+
+bench-peer: ## make the environment of PEER (vllm, llama-cpp, openvino) for the benchmark `compare`
+	@test -f 'benchmarks/peers/requirements/$(PEER).txt' || { \
+	  echo "Say which: make bench-peer PEER=..."; ls benchmarks/peers/requirements; exit 2; }
+	$(PYTHON) -m venv '.venv-peers/$(PEER)'
+	'.venv-peers/$(PEER)/bin/python' -m pip install --quiet --requirement 'benchmarks/peers/requirements/$(PEER).txt'
 
 # ---------------------------------------------------------------------------------- checking
 
@@ -64,6 +75,9 @@ browser-test: $(installed_dev) ## use the web page as people do, in a real brows
 
 clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
 	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
+
+test-triton: $(installed_dev) $(installed_triton) ## try the GPU kernels without a GPU, in Triton's interpreter and compiler
+	PYTHONPATH=$(VENV)-triton $(pytest) tests/triton $(PYTEST_ARGS)
 
 test-py310: ## run what needs no torch on the Neuron image's Python (PYTHON310=...)
 	@if $(PYTHON310) --version >/dev/null 2>&1; then $(MAKE) --no-print-directory run-py310; \
@@ -114,6 +128,10 @@ $(installed_dev): $(installed)
 	$(bin)/python -m pip install --quiet --constraint $(constraints) --group dev
 	@touch $@
 
+$(installed_triton): pyproject.toml
+	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-triton 'triton>=3.4'
+	@touch $@
+
 $(installed_clients): pyproject.toml
 	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -132,5 +150,5 @@ freeze: $(installed_dev) ## pin what is installed now in constraints/
 	 } > $(constraints).new && mv $(constraints).new $(constraints)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-triton $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

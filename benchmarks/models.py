@@ -1,6 +1,7 @@
 """Write the checkpoints that the benchmarks run: random weights, real shapes, a real tokenizer.
 
-    python benchmarks/models.py S M        # into bench-models/
+    python -m benchmarks.models S M        # into bench-models/
+    python -m benchmarks.models --gguf BF16 bench-models/S
 
 S is a 125M and M a 1.1B Llama shape, L an 8B one for GPUs. Weights are seeded; the tokenizer is a
 byte-level BPE trained on the Python standard library's sources, which every machine has.
@@ -92,12 +93,25 @@ def write_model(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
     tokenizer.save_pretrained(folder)
 
 
+def write_gguf(kind: str, folder: Path) -> None:
+    """Write the checkpoint in `folder` as GGUF, beside its other files."""
+    from tests.helpers.gguf_models import make_gguf
+
+    part = make_gguf(folder, folder / f"{kind}.gguf.part", kind=kind)
+    part.rename(folder / f"{kind}.gguf")
+
+
 def main() -> None:
     """Write what is asked for and not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=["S", "M"], metavar="S|M|L")
+    parser.add_argument("names", nargs="*", default=["S", "M"], metavar="S|M|L|FOLDER")
     parser.add_argument("--out", type=Path, default=Path("bench-models"))
+    parser.add_argument("--gguf", metavar="KIND", help="write folders as GGUF: F32, BF16, Q8_0")
     arguments = parser.parse_args()
+    if arguments.gguf:
+        for folder in arguments.names:
+            write_gguf(arguments.gguf, Path(folder))
+        return
     tokenizer = None
     for name in arguments.names:
         folder = arguments.out / name

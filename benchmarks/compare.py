@@ -1,0 +1,233 @@
+"""This engine beside its peers, offline: equal weights, equal prompts, one run, alternating.
+
+    make bench-models
+    make bench-peer PEER=vllm              # and llama-cpp, openvino: environments of their own
+    python -m benchmarks.compare S M       # every engine whose environment is there
+
+Per model and engine, the median of several rounds, each in a process of its own: process start to
+first token; time to the first token of a 128-token prompt; decoding of one stream (128 tokens);
+simultaneous requests (prompts of 42 to 248 tokens, 128 new ones each; output tokens per second,
+prefill included); memory; and the logit gap: the mean absolute difference to Transformers' float32
+logits of the same weights, after every position's mean was taken from it. Text that is fast and
+wrong is no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.load.machine import conditions
+
+PEERS = Path(__file__).parent / "peers"
+ENVIRONMENTS = Path(".venv-peers")
+MODELS = Path("bench-models")
+BANDWIDTH_BYTES = 1 << 30
+MOST_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine to measure: its environment ("" is ours), and its module with a variant."""
+
+    environment: str
+    module: str
+    prepare: tuple[str, ...] = ()
+    """A command that writes the model in the engine's own format; `{model}` is its folder."""
+    makes: str = ""
+    """What the command makes, below the model's folder."""
+
+    @property
+    def python(self) -> str:
+        """The interpreter it runs with."""
+        if not self.environment:
+            return sys.executable
+        return str((ENVIRONMENTS / self.environment / "bin" / "python").absolute())
+
+    @property
+    def is_installed(self) -> bool:
+        return Path(self.python).exists()
+
+
+def _gguf(kind: str) -> Contender:
+    command = (sys.executable, "-m", "benchmarks.models", "--gguf", kind, "{model}")
+    return Contender("llama-cpp", f"llama_cpp_batch:{kind}", command, f"{kind}.gguf")
+
+
+def _openvino(weights: str) -> Contender:
+    exporter = str(ENVIRONMENTS / "openvino" / "bin" / "optimum-cli")
+    arguments = ("export", "openvino", "--model", "{model}", "--weight-format", weights)
+    command = (exporter, *arguments, f"{{model}}/openvino-{weights}")
+    return Contender("openvino", f"openvino_genai_batch:{weights}", command, f"openvino-{weights}")
+
+
+CONTENDERS = {
+    "ours": Contender("", "ours"),
+    "ours int8": Contender("", "ours:option.weights=int8"),
+    "transformers": Contender("", "transformers_generate"),
+    "transformers batching": Contender("", "transformers_batching"),
+    "vllm": Contender("vllm", "vllm_offline"),
+    "vllm eager": Contender("vllm", "vllm_offline:eager"),
+    "llama.cpp bf16": _gguf("BF16"),
+    "llama.cpp q8_0": _gguf("Q8_0"),
+    "openvino 16-bit": _openvino("fp16"),
+    "openvino int8": _openvino("int8"),
+}
+DEFAULT = [name for name in CONTENDERS if name != "vllm eager"]
+
+
+def run(contender: Contender, model: Path, batches: list[int], folder: Path) -> dict[str, Any]:
+    """Measure one engine in a process of its own; with `logits`, where it gives them.
+
+    Raises `RuntimeError` with the end of what it printed.
+    """
+    logits = folder / "logits.npy"
+    logits.unlink(missing_ok=True)
+    command = [contender.python, str(PEERS / "child.py"), contender.module, str(model.resolve())]
+    command += ["--started", str(time.time()), "--logits", str(logits)]
+    command += [f"--batch={size}" for size in batches]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path(contender))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=MOST_SECONDS
+    )
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr[-600:].split()))
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if logits.exists():
+        figures["logits"] = np.load(logits)
+    return figures
+
+
+def _search_path(contender: Contender) -> list[str]:
+    return [str(PEERS), *([] if contender.environment else [str(PEERS.parents[1])])]
+
+
+def prepare(contender: Contender, model: Path) -> None:
+    """Write the model in the engine's format, once."""
+    if contender.prepare and not (model / contender.makes).exists():
+        command = [part.format(model=model) for part in contender.prepare]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def logit_gap(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Mean absolute difference of logits or log probabilities [n, vocab], each row centred."""
+    rows, width = len(found), min(found.shape[1], expected.shape[1])
+    found, expected = found[:rows, :width], expected[:rows, :width]
+    found = found - found.mean(axis=1, keepdims=True)
+    expected = expected - expected.mean(axis=1, keepdims=True)
+    return float(np.abs(found - expected).mean())
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all cores together read from memory; the best of several attempts."""
+    workers = len(os.sched_getaffinity(0))
+    parts = [np.ones(BANDWIDTH_BYTES // workers // 8, np.int64) for _ in range(workers)]
+    best = 0.0
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(6):
+            begin = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = max(best, BANDWIDTH_BYTES / (time.perf_counter() - begin))
+    return best
+
+
+def weight_bytes(model: Path) -> int:
+    """What one token of one stream has to read."""
+    return sum(path.stat().st_size for path in model.glob("*.safetensors"))
+
+
+def compare(
+    names: list[str], model: Path, *, rounds: int, batches: list[int]
+) -> dict[str, dict[str, float]]:
+    """Medians per engine; an engine that fails is reported and left out."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        reference = run(Contender("", "transformers_generate:float32"), model, [], folder)
+        for number in range(rounds):
+            for name in [*names]:
+                try:
+                    prepare(CONTENDERS[name], model)
+                    figures = run(CONTENDERS[name], model, batches, folder)
+                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                    print(f"{model.name}: {name} failed: {error}", file=sys.stderr, flush=True)
+                    names.remove(name)
+                    continue
+                logits = figures.pop("logits", None)
+                if logits is not None:
+                    figures["logit_gap"] = logit_gap(logits, reference["logits"])
+                found[name].append(figures)
+                print(f"{model.name}: {name}, round {number + 1}: done", file=sys.stderr)
+    return {
+        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+        for name, runs in found.items()
+        if runs
+    }
+
+
+def table(model: Path, figures: dict[str, dict[str, float]], batches: list[int]) -> str:
+    """Markdown: a row per engine, and what the best peer's figure is to ours."""
+    columns = ["start_s", "ttft_s", "single_tok_s", *(f"batch_{size}_tok_s" for size in batches)]
+    columns += ["peak_gib", "anon_gib", "logit_gap"]
+    lines = [
+        f"| {model.name} | " + " | ".join(columns) + " |",
+        "|---" + "|---:" * len(columns) + "|",
+    ]
+    for name, one in figures.items():
+        cells = [f"{one[column]:.3g}" if column in one else "–" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    peers = [one for name, one in figures.items() if not name.startswith("ours")]
+    if peers and "ours" in figures:
+        ratios = [_ratio(figures["ours"], peers, column) for column in columns]
+        lines.append("| ours ÷ best peer | " + " | ".join(ratios) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(ours: dict[str, float], peers: list[dict[str, float]], column: str) -> str:
+    values = [one[column] for one in peers if column in one]
+    if not values or column not in ours:
+        return "–"
+    best = max(values) if column.endswith("tok_s") else min(values)
+    return f"**{ours[column] / best:.2f}**"
+
+
+def main() -> None:
+    """Print a table per model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="*", default=["S", "M"])
+    parser.add_argument("--engine", action="append", choices=[*CONTENDERS], metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, action="append", help="default: 16")
+    arguments = parser.parse_args()
+    batches = arguments.batch or [16]
+    wanted = arguments.engine or DEFAULT
+    names = [name for name in wanted if CONTENDERS[name].is_installed]
+    for name in wanted:
+        if name not in names:
+            peer = CONTENDERS[name].environment
+            print(f"left out: {name} (make bench-peer PEER={peer})", file=sys.stderr)
+    bandwidth = read_bandwidth()
+    print(conditions(), f"\n\nReading memory: {bandwidth / 1e9:.0f} GB/s.\n")
+    for model in (MODELS / name for name in arguments.models):
+        figures = compare([*names], model, rounds=arguments.rounds, batches=batches)
+        print(table(model, figures, batches))
+        if "ours" in figures:
+            reached = figures["ours"]["single_tok_s"] * weight_bytes(model) / bandwidth
+            print(f"\nOne stream in bf16 reads {reached:.0%} of that.\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
