@@ -28,7 +28,7 @@ from tgwui_k8s.contract import (
     ScheduledSequence,
     default_token_budget,
 )
-from tgwui_k8s.errors import StartupError, UnsupportedModelError
+from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime.context_length import choose_max_model_len
 from tgwui_k8s.runtime.kv_layout import (
     KVDemand,
@@ -92,14 +92,14 @@ class NativeLoader:
         "weights": "bfloat16 (default), or int8: rounded at load, half the memory, faster decoding."
     }
 
+    def check(self, request: LoadRequest) -> None:
+        """Raise what `load` would, as far as the files' headers and this machine tell."""
+        _examine(request, int8=_wants_int8(request))
+
     def load(self, request: LoadRequest, progress: ProgressCallback) -> NativeRunner:
         """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
         int8 = _wants_int8(request)
-        _refuse_unsuitable(request, int8=int8)
-        config = ModelFiles.read(request.path).config
-        weights = find_weights(request.path)
-        with _left_to_transformers():
-            checkpoint = LlamaCheckpoint.read(config, weights.tensors)
+        config, weights, checkpoint = _examine(request, int8=int8)
         prefetch_weights(request, weights, progress)
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
@@ -137,6 +137,17 @@ class NativeLoader:
         return NativeRunner(decoder, info, layout)
 
 
+def _examine(
+    request: LoadRequest, *, int8: bool
+) -> tuple[dict[str, Any], WeightFiles, LlamaCheckpoint]:
+    """The configuration, the files and what they hold; refuses what the kernels cannot run."""
+    _refuse_unsuitable(request, int8=int8)
+    config = ModelFiles.read(request.path).config
+    weights = find_weights(request.path)
+    with _left_to_transformers():
+        return config, weights, LlamaCheckpoint.read(config, weights.tensors)
+
+
 @contextmanager
 def _left_to_transformers() -> Iterator[None]:
     """A configuration that leaves something out: Transformers knows the defaults, or says why."""
@@ -149,7 +160,7 @@ def _left_to_transformers() -> Iterator[None]:
 def _wants_int8(request: LoadRequest) -> bool:
     weights = request.options.get("weights", "bfloat16")
     if weights not in ("bfloat16", "int8"):
-        raise StartupError(
+        raise UnsupportedModelError(
             f"loader 'Native': weights={weights[:100]} is not known; say bfloat16 or int8"
         )
     return weights == "int8"

@@ -80,6 +80,30 @@ def get_loader(name: str) -> Loader:
     return loader
 
 
+def likely_loader(request: LoadRequest) -> str:
+    """The loader that `load_model` would end with, as far as headers of files tell.
+
+    Never raises for what it finds: a model that no loader takes is the inferred loader's to refuse.
+    """
+    faster = _faster(request)
+    if faster is None:
+        return request.loader
+    try:
+        loader = get_loader(faster)
+        loader.check(msgspec.structs.replace(request, loader=faster))  # type: ignore[attr-defined]
+    except (StartupError, AttributeError):
+        return request.loader
+    return faster
+
+
+def _faster(request: LoadRequest) -> str | None:
+    """The loader to try first, where nobody asked for one or for more than it can do."""
+    asks_more = bool(request.options) or request.adapters is not None
+    if not request.loader_is_inferred or asks_more:
+        return None
+    return FASTER.get(request.loader)
+
+
 def load_model(
     request: LoadRequest, progress: ProgressCallback
 ) -> ModelRunner | Backend | Embedder:
@@ -88,8 +112,7 @@ def load_model(
     Raises a `StartupError` that names the file or setting and the remedy.
     """
     faster = FASTER.get(request.loader)
-    asks_more = bool(request.options) or request.adapters is not None
-    if faster is not None and request.loader_is_inferred and not asks_more:
+    if faster is not None and request.loader_is_inferred and request.adapters is None:
         try:
             return get_loader(faster).load(
                 msgspec.structs.replace(request, loader=faster), progress

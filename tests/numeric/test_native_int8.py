@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from loaders.native import NativeLoader
 from tests.numeric.test_native_decoder import MODELS, TOKENS, execute, load, part
 from tgwui_k8s.demo.tiny import make_checkpoint
-from tgwui_k8s.errors import StartupError, UnsupportedModelError
+from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime import native
 from tgwui_k8s.runtime.native import INT8_GROUP, NativeLinear, why_unavailable
 
@@ -134,6 +134,6 @@ def test_a_processor_without_vnni_is_named(tmp_path, monkeypatch):
 def test_unknown_weights_are_refused_with_what_there_is(tmp_path):
     """A typing error in the option names the choices."""
     folder = make_checkpoint(tmp_path, "llama", dtype="bfloat16")
-    with pytest.raises(StartupError, match="bfloat16 or int8"):
+    with pytest.raises(UnsupportedModelError, match="bfloat16 or int8"):
         load(folder, options={"weights": "int4"})
     assert "int8" in NativeLoader.options["weights"]

@@ -158,6 +158,8 @@ class _NamedLoader:
         self._calls.append((self._name, request.loader))
         if self._name == "Native" and "gpt2" in request.model_path:
             raise UnsupportedModelError("not a Llama")
+        if self._name == "Native" and "int4" in request.options.values():
+            raise UnsupportedModelError("four bits are too few")
         return self._name
 
 
@@ -167,7 +169,17 @@ class _NamedLoader:
         ({"loader_is_inferred": True}, "Native", [("Native", "Native")]),
         ({}, "Transformers", [("Transformers", "Transformers")]),
         (
-            {"loader_is_inferred": True, "options": {"a": "b"}},
+            {"loader_is_inferred": True, "options": {"weights": "int8"}},
+            "Native",
+            [("Native", "Native")],
+        ),
+        (
+            {"loader_is_inferred": True, "options": {"weights": "int4"}},
+            "Transformers",
+            [("Native", "Native"), ("Transformers", "Transformers")],
+        ),
+        (
+            {"loader_is_inferred": True, "adapters": {}},
             "Transformers",
             [("Transformers", "Transformers")],
         ),
@@ -181,7 +193,7 @@ class _NamedLoader:
 def test_faster_loader_is_tried_where_nobody_chose(
     monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], used: str, calls: list[Any]
 ) -> None:
-    """Only for an inferred loader without options; what it cannot run goes to the inferred one."""
+    """Only for an inferred loader; what it cannot run, or cannot do, goes to the inferred one."""
     made: list[tuple[str, str]] = []
     monkeypatch.setattr(registry, "get_loader", lambda name: _NamedLoader(name, made))
     fields = {"model_path": "llama", "loader": "Transformers", **request_}
