@@ -20,10 +20,11 @@ from tgwui_k8s.api.field_table import field_table
 from tgwui_k8s.api.state import EngineBackend, ServerState
 from tgwui_k8s.config import SECTIONS, ObservabilitySettings, Settings
 from tgwui_k8s.error_envelope import STATUS_AND_TYPE
+from tgwui_k8s.gateway import metrics as gateway
 from tgwui_k8s.neuron.instances import INSTANCES
 from tgwui_k8s.neuron.plan_table import COLUMNS, plan_rows
 from tgwui_k8s.neuron.shape import KNOWN_SHAPES
-from tgwui_k8s.observability.metrics import PREFIX, Metrics, metric_table
+from tgwui_k8s.observability.metrics import PREFIX, Metrics, MetricSpec, metric_table
 from tgwui_k8s.setting_field import SettingField, setting_fields
 from tgwui_k8s.storage.infer import RULES
 
@@ -71,21 +72,21 @@ def loaders_page() -> str:
 
 
 def metrics_page() -> str:
-    """Every metric at `/metrics`."""
-    rows = (
-        (
-            f"`{PREFIX}{metric.name}`",
-            metric.kind,
-            ", ".join(f"`{label}`" for label in metric.labels),
-            metric.help,
-        )
-        for metric in metric_table()
-    )
+    """Every metric at `/metrics`, of the engine and of the gateway."""
+    columns = ("name", "kind", "labels", "meaning")
     return (
         "# Metrics\n\n"
         "`GET /metrics` answers in Prometheus' text format, without a key.\n\n"
-        + table(("name", "kind", "labels", "meaning"), rows)
+        + table(columns, _metric_rows(PREFIX, metric_table()))
+        + "\n## Gateway\n\n"
+        + table(columns, _metric_rows(gateway.PREFIX, gateway.metric_table()))
     )
+
+
+def _metric_rows(prefix: str, metrics: Iterable[MetricSpec]) -> Iterable[tuple[str, ...]]:
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        yield f"`{prefix}{metric.name}`", metric.kind, labels, metric.help
 
 
 def errors_page() -> str:

@@ -17,7 +17,7 @@ from tgwui_k8s.settings import Provenance
 @click.command()
 @click.option("--json", "form", flag_value="json", help="As JSON with sources.")
 @click.option("--yaml", "form", flag_value="yaml", help="As a file for --config; no secrets in it.")
-@with_settings("model", "engine", "server", "webui", "observability")
+@with_settings("model", "engine", "server", "webui", "gateway", "observability")
 def config(settings: Settings, provenance: Provenance, form: str | None) -> None:
     """Print the effective settings and where each came from.
 
