@@ -108,6 +108,11 @@ GATEWAY_METRICS: tuple[MetricSpec, ...] = (
 )
 
 
+def metric_table() -> Sequence[MetricSpec]:
+    """The rows of the reference page, in its order."""
+    return GATEWAY_METRICS
+
+
 class Observed(Protocol):
     """What is read when somebody scrapes."""
 
