@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,7 @@ from tgwui_k8s.runtime.prefetching import prefetch_weights
 from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
-from tgwui_k8s.storage.weights import find_weights
+from tgwui_k8s.storage.weights import WeightFiles, find_weights
 
 NUMERICS = "native-1"
 """Changed whenever the kernels may give other logits: part of the fingerprint."""

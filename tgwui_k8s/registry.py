@@ -17,13 +17,14 @@ from packaging.requirements import Requirement
 
 from tgwui_k8s.contract import (
     Backend,
+    CheckingLoader,
     Embedder,
     Loader,
     LoadRequest,
     ModelRunner,
     ProgressCallback,
 )
-from tgwui_k8s.errors import LoaderUnavailableError, UnsupportedModelError
+from tgwui_k8s.errors import LoaderUnavailableError, StartupError, UnsupportedModelError
 from tgwui_k8s.storage.loader_names import FASTER, LOADER_NAMES, canonical_loader_name
 
 logger = logging.getLogger(__name__)
@@ -90,18 +91,18 @@ def likely_loader(request: LoadRequest) -> str:
         return request.loader
     try:
         loader = get_loader(faster)
-        loader.check(msgspec.structs.replace(request, loader=faster))  # type: ignore[attr-defined]
-    except (StartupError, AttributeError):
-        return request.loader
-    return faster
+        if isinstance(loader, CheckingLoader):
+            loader.check(msgspec.structs.replace(request, loader=faster))
+            return faster
+    except StartupError as error:
+        logger.debug("loader %s would not be used: %s", faster, error)
+    return request.loader
 
 
 def _faster(request: LoadRequest) -> str | None:
-    """The loader to try first, where nobody asked for one or for more than it can do."""
-    asks_more = bool(request.options) or request.adapters is not None
-    if not request.loader_is_inferred or asks_more:
-        return None
-    return FASTER.get(request.loader)
+    """The loader to try first, where nobody asked for another or for more than it can do."""
+    may_choose = request.loader_is_inferred and request.adapters is None
+    return FASTER.get(request.loader) if may_choose else None
 
 
 def load_model(
@@ -111,8 +112,8 @@ def load_model(
 
     Raises a `StartupError` that names the file or setting and the remedy.
     """
-    faster = FASTER.get(request.loader)
-    if faster is not None and request.loader_is_inferred and request.adapters is None:
+    faster = _faster(request)
+    if faster is not None:
         try:
             return get_loader(faster).load(
                 msgspec.structs.replace(request, loader=faster), progress

@@ -118,6 +118,12 @@ SUPPORTED = (
         {"m-00001-of-00002.gguf": GGUF, "m-00002-of-00002.gguf": GGUF, "mmproj-m.gguf": GGUF},
     ),
     Layout(
+        "gguf-with-its-eye-and-matrix",
+        "llama.cpp",
+        {"m.Q4_K_M.gguf": GGUF, "m-mmproj-f16.gguf": GGUF, "m.imatrix.gguf": GGUF},
+    ),
+    Layout("safetensors-beside-an-eye", "Transformers", {**PLAIN, "m-mmproj-f16.gguf": GGUF}),
+    Layout(
         "Llama-2-7b-neuron",
         "Neuron",
         {

@@ -12,6 +12,7 @@ from tgwui_k8s.cli.models_pull import pull
 from tgwui_k8s.cli.options import show_warnings, with_settings
 from tgwui_k8s.cli.tables import print_table
 from tgwui_k8s.config import Settings
+from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.errors import ModelNotFoundError
 from tgwui_k8s.settings import Provenance
 from tgwui_k8s.storage.describe import ModelDescription, describe_model, describe_models
@@ -47,10 +48,26 @@ def models(ctx: click.Context, settings: Settings, provenance: Provenance, as_js
             raise
         click.secho(f"There is no directory {model_dir}/ here.", fg="yellow", err=True)
         found = [describe_model(resolve_model(DEMO, model_dir), DEMO)]
+    found = [_with_likely_loader(model) for model in found]
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
     else:
         print_table(_COLUMNS, map(_row, found))
+
+
+def _with_likely_loader(model: ModelDescription) -> ModelDescription:
+    """What was inferred from the files, or the faster loader that this machine would take."""
+    # Imported here because a server that starts has no use for package metadata.
+    from tgwui_k8s.registry import likely_loader
+
+    if model.loader is None:
+        return model
+    request = LoadRequest(model_path=model.path, loader=model.loader, loader_is_inferred=True)
+    loader = likely_loader(request)
+    if loader == model.loader:
+        return model
+    reason = f"{model.reason}; {loader} runs it faster than {model.loader}"
+    return dataclasses.replace(model, loader=loader, reason=reason)
 
 
 def _row(model: ModelDescription) -> tuple[str, ...]:

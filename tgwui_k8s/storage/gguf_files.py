@@ -47,8 +47,8 @@ def pick_gguf(path: Path) -> Path:
         raise BrokenModelError(f"{path} holds no GGUF model, or only later parts of one")
     shown = ", ".join(models[:8]) + (", ..." if len(models) > 8 else "")
     raise UnsupportedModelError(
-        f"{path.name} holds {len(models)} GGUF models; name one of them, or a pattern, as in "
-        f"'{path.name}/*Q4_K_M*': {shown}"
+        f"{path.name} holds {len(models)} GGUF models; name one of them, or its quantization, as "
+        f"in '{path.name}:Q4_K_M': {shown}"
     )
 
 

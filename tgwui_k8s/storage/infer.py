@@ -23,8 +23,9 @@ from tgwui_k8s.storage.loader_names import (
 )
 from tgwui_k8s.storage.model_files import ModelFiles
 
-GGUF_PATTERN = r"(?!mmproj).*\.gguf"
-"""Names of GGUF models; an `mmproj` file is the eye of a multi-modal one and no model."""
+GGUF_PATTERN = r"(?!.*(mmproj|imatrix)).*\.gguf"
+"""Names of GGUF models. Not a model: the eye of a multi-modal one (`mmproj`), and what was measured
+to quantize one well (`imatrix`)."""
 
 WEIGHTS_PATTERN = r".*\.(safetensors|bin|pt|pth)"
 
@@ -240,7 +241,7 @@ def _why_no_model(files: ModelFiles) -> str:
         return f"{path} is not a model file; a single file can be a .gguf"
     if "snapshots" in files.folders and "refs" in files.folders:
         return f"{path} is a Hugging Face cache entry: name the folder below its 'snapshots'"
-    if files.has(r"mmproj.*\.gguf"):
+    if files.has(r".*mmproj.*\.gguf"):
         return f"{path} holds only the mmproj part of a multi-modal GGUF: the model is missing"
     if files.has(WEIGHTS_PATTERN):
         return f"{path} holds weights but no config.json: copy it from the model's source"

@@ -1,7 +1,8 @@
 """The model directory: names to paths, and paths to names. Read only.
 
-A model is a folder or a file below the directory, by its path relative to it; the last part may be
-a pattern that one file matches (`Llama-2-7B-GGUF/*Q4_K_M*`). `demo` is the built-in model.
+A model is a folder or a file below the directory, by its path relative to it. Of several GGUF files
+in a folder, the name of a quantization picks one (`Llama-2-7B-GGUF:Q4_K_M`), or a pattern as the
+last part of the path (`Llama-2-7B-GGUF/*Q4_K_M*`). `demo` is the built-in model.
 """
 
 from __future__ import annotations
@@ -103,8 +104,14 @@ def _to_path(name: str, root: Path, *, over_http: bool) -> Path | None:
         return None
     is_path = name.startswith(("./", "../", "~/", "/")) or name in (".", "..")
     path = Path(os.path.expanduser(name)) if is_path and not over_http else root / name
+    if _exists(path, name):
+        return path
+    # `folder:Q4_K_M` is short for the pattern `folder/*Q4_K_M*`.
+    folder, colon, tag = path.name.rpartition(":")
+    if colon and folder and tag:
+        path = path.with_name(folder) / f"*{tag}*"
     is_pattern = any(character in path.name for character in "*?[")
-    return _match(path, name) if is_pattern and not _exists(path, name) else path
+    return _match(path, name) if is_pattern else path
 
 
 def _exists(path: Path, name: str) -> bool:

@@ -16,6 +16,7 @@ from tgwui_k8s import __version__
 from tgwui_k8s.cli import main
 from tgwui_k8s.config import Settings
 from tgwui_k8s.errors import BindError
+from tgwui_k8s.runtime.native import why_unavailable
 from tgwui_k8s.setting_field import setting_fields
 
 Run = Callable[..., Result]
@@ -232,6 +233,17 @@ def test_models_as_json(run: Run, tmp_path: Path) -> None:
     ]
 
     assert (llama["loader"], llama["context_length"]) == ("Transformers", 4096)
+
+
+def test_models_shows_the_faster_loader_where_this_machine_has_it(run: Run) -> None:
+    """The demo model is for the native decoder where the processor can, and the row says so."""
+    (demo,) = [
+        model for model in json.loads(run("models", "--json").stdout) if model["name"] == "demo"
+    ]
+    expected = "Transformers" if why_unavailable() else "Native"
+
+    assert demo["loader"] == expected
+    assert ("faster" in demo["reason"]) is (expected == "Native")
 
 
 def test_models_without_directory(run: Run) -> None:

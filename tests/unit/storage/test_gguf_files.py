@@ -32,7 +32,7 @@ def test_parts_are_listed_in_order() -> None:
 
 def test_picks_the_only_model_and_leaves_mmproj_alone(tmp_path: Path) -> None:
     """The eye of a multi-modal model is never taken for the model."""
-    make(tmp_path, "aaa-mmproj.txt", "mmproj-f16.gguf", "model.gguf")
+    make(tmp_path, "aaa-mmproj.txt", "mmproj-f16.gguf", "a-mmproj.gguf", "model.gguf")
 
     assert tmp_path / "model.gguf" == pick_gguf(tmp_path)
 

@@ -49,6 +49,15 @@ def test_pattern_picks_one_quantization(models: Path) -> None:
     assert models / "Mixed-GGUF" / "m.Q4_K_M.gguf" == path
 
 
+def test_name_of_a_quantization_picks_it(models: Path) -> None:
+    """`folder:Q4_K_M` names one of several files, as other programs write it."""
+    path = resolve_model("Mixed-GGUF:q4_k_m", models, over_http=True)
+
+    assert models / "Mixed-GGUF" / "m.Q4_K_M.gguf" == path
+    with pytest.raises(ModelNotFoundError, match="there is no model 'Mixed-GGUF:Q2'"):
+        resolve_model("Mixed-GGUF:Q2", models)
+
+
 def test_pattern_of_several_lists_them(models: Path) -> None:
     """A pattern must be sharp enough."""
     with pytest.raises(ModelNotFoundError, match=r"matches 2 models: m\.Q4_K_M\.gguf"):
