@@ -7,6 +7,7 @@ both answered as on their own routes; `inputs` is LMI's schema, answered as JSON
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tgwui_k8s.api.answer import describe_answer, off_the_loop_if_large
-from tgwui_k8s.api.body import make_body, read_body
+from tgwui_k8s.api.answer import describe_generation, off_the_loop_if_large
+from tgwui_k8s.api.body import BODY_KEY, DEFINITIONS, describe_body, make_body, read_body
 from tgwui_k8s.api.chat import answer_chat
 from tgwui_k8s.api.completions import answer_completion, plan_completion
 from tgwui_k8s.api.generation import Generation
@@ -29,9 +30,11 @@ from tgwui_k8s.api.schemas.fields import refuse_unsupported
 from tgwui_k8s.api.schemas.invocations import (
     DEFAULT_MAX_NEW_TOKENS,
     InvocationAnswer,
+    InvocationLine,
     InvocationParameters,
     InvocationRequest,
 )
+from tgwui_k8s.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Completion
 from tgwui_k8s.api.sse import JSON_LINES, GenerationResponse
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.errors import InvalidRequestError
@@ -58,7 +61,7 @@ def create_router(state: ServerState) -> APIRouter:
     @router.post(
         ROUTE,
         summary="Go on from inputs, a prompt or messages",
-        openapi_extra=describe_answer(InvocationRequest, InvocationAnswer),
+        openapi_extra=_description(),
     )
     async def invoke(request: Request) -> Response:
         """LMI's schema; bodies of `/v1/completions` and `/v1/chat/completions` work, too."""
@@ -129,6 +132,38 @@ def completion_fields(parameters: InvocationParameters) -> dict[str, Any]:
         fields["stop"] = given["stop_sequences"]
     fields.setdefault("do_sample", any(name in given for name in _SAMPLERS))
     return fields
+
+
+def _description() -> dict[str, Any]:
+    """`openapi_extra`: three bodies, each with its answer and its stream."""
+    described = describe_generation(CompletionRequest, Completion, Completion)
+    chat = describe_generation(ChatRequest, ChatCompletion, ChatCompletionChunk)
+    own = describe_body(InvocationRequest)
+    (answer, line), components = msgspec.json.schema_components(
+        (InvocationAnswer | list[InvocationAnswer], InvocationLine),
+        ref_template=DEFINITIONS + "{name}",
+    )
+    described["$defs"].update(chat["$defs"] | components)
+    described[BODY_KEY] = own[BODY_KEY]
+    described["requestBody"]["content"] = _any_of(
+        item["requestBody"]["content"] for item in (own, described, chat)
+    )
+    lmi = {"application/json": {"schema": answer}, "application/jsonlines": {"schema": line}}
+    answers = [lmi, *(item["responses"]["200"]["content"] for item in (described, chat))]
+    described["responses"]["200"] = {
+        "description": "The answer in the words of the request, or with `stream` its chunks.",
+        "content": _any_of(answers),
+    }
+    return described
+
+
+def _any_of(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """By content type: any of the schemas that it has."""
+    schemas: dict[str, list[Any]] = {}
+    for content in contents:
+        for content_type, described in content.items():
+            schemas.setdefault(content_type, []).append(described["schema"])
+    return {content_type: {"schema": {"anyOf": found}} for content_type, found in schemas.items()}
 
 
 def _shape_of(raw: bytes) -> _Shape:
