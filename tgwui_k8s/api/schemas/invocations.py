@@ -116,4 +116,4 @@ class InvocationLine(msgspec.Struct, frozen=True):
     token: InvocationToken
     generated_text: str | UnsetType = UNSET
     details: InvocationDetails | UnsetType = UNSET
-    error: dict[str, object] | UnsetType = UNSET
+    error: dict[str, Any] | UnsetType = UNSET
