@@ -29,11 +29,12 @@ installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 installed_dev := $(installed)-dev
 installed_py310 := $(VENV)-py310/.installed
 installed_clients := $(VENV)-clients/.installed
+installed_manifests := $(VENV)-manifests/.installed
 installed_triton := $(VENV)-triton/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-py310 run-py310 browser-test image-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-peer freeze clean
+.PHONY: help serve test test-py310 run-py310 browser-test image-test manifests-test rollout-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-peer freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,7 +58,7 @@ bench-peer: ## make the environment of PEER (vllm, llama-cpp, openvino) for the 
 
 # ---------------------------------------------------------------------------------- checking
 
-check: format-check lint types imports docs-check clients cov test-py310 browser-test ## everything CI checks
+check: format-check lint types imports docs-check clients cov test-py310 browser-test manifests-test rollout-test ## everything CI checks
 
 test: $(installed_dev) ## run the tests
 	$(pytest) -n auto --dist loadfile $(PYTEST_ARGS)
@@ -69,6 +70,12 @@ cov: $(installed_dev) ## run the tests and hold the coverage to its floor
 
 image-test: $(installed_dev) ## build the CPU image with podman and try it as a pod would run it
 	$(pytest) tests/image $(PYTEST_ARGS)
+
+manifests-test: $(installed_dev) $(installed_manifests) ## render k8s/ and check it: schemas, references, metrics, alerts, the drain sum
+	MANIFEST_TOOLS=$(abspath $(VENV)-manifests/bin) $(pytest) tests/manifests $(PYTEST_ARGS)
+
+rollout-test: $(installed_dev) ## roll out, drain and scale under continuous streams, with the manifests' numbers
+	$(pytest) -n 3 tests/rollout $(PYTEST_ARGS)
 
 browser-test: $(installed_dev) ## use the web page as people do, in a real browser (BROWSER=...)
 	TEST_BROWSER='$(BROWSER)' $(pytest) -n auto --dist loadfile tests/browser $(PYTEST_ARGS)
@@ -132,6 +139,12 @@ $(installed_triton): pyproject.toml
 	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-triton 'triton>=3.4'
 	@touch $@
 
+$(installed_manifests): pyproject.toml
+	test -x $(VENV)-manifests/bin/python || $(PYTHON) -m venv $(VENV)-manifests
+	$(VENV)-manifests/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-manifests/bin/python -m pip install --quiet --group manifests
+	@touch $@
+
 $(installed_clients): pyproject.toml
 	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -150,5 +163,5 @@ freeze: $(installed_dev) ## pin what is installed now in constraints/
 	 } > $(constraints).new && mv $(constraints).new $(constraints)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-triton $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-manifests $(VENV)-triton $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,9 +15,11 @@ from tests.helpers.neuron import neuron_host as neuron_host
 ACCEPTED_SKIPS = (
     re.compile(r"needs a CUDA device"),
     re.compile(r"needs root|needs the right to make namespaces|no IPv6 here"),
+    re.compile(r"needs kubectl"),
     re.compile(r"AVX"),
     re.compile(r"needs transformers>="),
     re.compile(r"needs the client libraries of make clients"),
+    re.compile(r"needs Triton, of make test-triton"),
 )
 
 MISSING = missing_modules()
