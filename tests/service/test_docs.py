@@ -36,6 +36,8 @@ ROUTES = {
     "/v1/internal/lora/list": "get",
     "/v1/internal/lora/load": "post",
     "/v1/internal/lora/unload": "post",
+    "/invocations": "post",
+    "/ping": "get",
     "/health": "get",
     "/health/live": "get",
     "/health/ready": "get",
