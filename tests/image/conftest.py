@@ -44,10 +44,15 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 
 @pytest.fixture(scope="session")
 def image(podman: Podman) -> str:
-    """docker/Dockerfile.cpu as it is by default: no torch."""
+    """docker/Dockerfile.cpu without extras, or with those that IMAGE_EXTRAS names."""
     podman.run("import", str(_base_tar()), BASE)
     podman.build(
-        "docker/Dockerfile.cpu", IMAGE, BASE_IMAGE=BASE, VERSION="1.2.3", REVISION="0123abc"
+        "docker/Dockerfile.cpu",
+        IMAGE,
+        BASE_IMAGE=BASE,
+        EXTRAS=os.environ.get("IMAGE_EXTRAS", ""),
+        VERSION="1.2.3",
+        REVISION="0123abc",
     )
     return IMAGE
 
