@@ -236,6 +236,7 @@ class Admission:
         state.breaker.begin(asyncio.get_running_loop().time())
         self._num_in_flight[call.key_name] += 1
         call.endpoint_names.append(state.name)
+        call.served_model = call.model or next(iter(state.models), "")
         return Lease(self, call, state)
 
     def _serves(self, model: str | None) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -59,7 +58,7 @@ logger = logging.getLogger("tgwui_k8s.access")
 class GatewayApp:
     """Used from one event loop."""
 
-    def __init__(  # noqa: PLR0913 - what it is made of
+    def __init__(
         self,
         relay: Relay,
         own_routes: OwnRoutes,
@@ -69,7 +68,6 @@ class GatewayApp:
         limits: Limits,
         longest_seconds: float,
         max_body_bytes: int,
-        known_models: Callable[[], set[str]],
     ) -> None:
         """`longest_seconds`: what a header may ask for at most."""
         self._relay = relay
@@ -79,7 +77,6 @@ class GatewayApp:
         self._limits = limits
         self._longest_seconds = longest_seconds
         self._max_body_bytes = max_body_bytes
-        self._known_models = known_models
         self._calls: dict[asyncio.Task[Any], Call] = {}
         self.is_draining = False
 
@@ -189,12 +186,17 @@ class GatewayApp:
         self, call: Call, answer: ClientAnswer, status: int, now: float
     ) -> dict[str, Any]:
         """Metrics of a call; its fields of the log line."""
-        model = call.model if call.model in self._known_models() else None
+        model = call.served_model
         first_byte = answer.begin_time - call.arrival if answer.has_begun else None
         self._metrics.observe_call(model or OTHER_MODEL, status, now - call.arrival, first_byte)
+        self._metrics.count_tokens(
+            model or OTHER_MODEL, call.num_prompt_tokens, call.num_completion_tokens
+        )
         fields: dict[str, Any] = {
             "model": model,
             "endpoint": call.endpoint_names[-1] if call.endpoint_names else None,
+            "prompt_tokens": call.num_prompt_tokens,
+            "completion_tokens": call.num_completion_tokens,
             "retries": call.num_retries,
             "continuations": call.num_continuations,
             "wait_s": round(call.wait_seconds, 6),

@@ -66,16 +66,19 @@ class Call:
     trace_parent: bytes
     key_name: str = ""
     """Whose request it is; for fair shares."""
+    served_model: str = ""
+    """The model that serves it, also where none is named; one of ours, never a client's text."""
     endpoint_names: list[str] = field(default_factory=list)
     """Who has been tried, in order."""
     num_retries: int = 0
     num_continuations: int = 0
     wait_seconds: float = 0.0
     """Spent in queues and waiting for endpoints."""
-    first_byte_time: float | None = None
-    """When the first byte went to the client."""
     cancel_reason: str = ""
     """Why its task was cancelled, where that was not the client's leaving."""
+    num_prompt_tokens: int | None = None
+    """As far as the endpoint has said; also of an answer that broke off."""
+    num_completion_tokens: int | None = None
     endpoint_seconds: float = 0.0
     """Spent waiting for endpoints to answer, up to the first byte."""
     _conversation: bytes | UnsetType | None = UNSET
@@ -123,6 +126,17 @@ class Call:
             return 1
         prompts = msgspec.json.decode(prompt)
         return 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
+
+    def note_usage(self, usage: object) -> None:
+        """Take the figures of a `usage` member, in OpenAI's words or Anthropic's."""
+        if not isinstance(usage, dict):
+            return
+        prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+        completion = usage.get("completion_tokens", usage.get("output_tokens"))
+        if isinstance(prompt, int):
+            self.num_prompt_tokens = prompt
+        if isinstance(completion, int):
+            self.num_completion_tokens = completion
 
     def body_with(self, **members: Any) -> bytes:
         """The body with these members added or replaced."""

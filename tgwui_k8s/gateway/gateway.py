@@ -87,7 +87,6 @@ class Gateway:
             ),
             longest_seconds=server.max_request_seconds,
             max_body_bytes=server.max_body_bytes,
-            known_models=lambda: self.fleet.known_models,
         )
         self.metrics.observed = self
 

@@ -54,6 +54,10 @@ GATEWAY_METRICS: tuple[MetricSpec, ...] = (
         (),
         OVERHEAD_BUCKETS,
     ),
+    MetricSpec("prompt_tokens_total", "counter", "Prompt tokens, as endpoints have counted."),
+    MetricSpec(
+        "generation_tokens_total", "counter", "Tokens generated, as endpoints have counted."
+    ),
     MetricSpec(
         "retries_total", "counter", "Attempts after the first, by what failed.", ("reason",)
     ),
@@ -170,6 +174,11 @@ class GatewayMetrics:
         self._histograms["request_seconds"].labels(model).observe(seconds)
         if first_byte_seconds is not None:
             self._histograms["time_to_first_byte_seconds"].labels(model).observe(first_byte_seconds)
+
+    def count_tokens(self, model: str, num_prompt: int | None, num_completion: int | None) -> None:
+        """What a call has used; None where nobody has said."""
+        self._counters["prompt_tokens_total"].labels(model).inc(num_prompt or 0)
+        self._counters["generation_tokens_total"].labels(model).inc(num_completion or 0)
 
     def observe_overhead(self, seconds: float) -> None:
         """Time to the first byte less what endpoints and queues took of it."""

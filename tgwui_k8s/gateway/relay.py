@@ -52,13 +52,14 @@ from tgwui_k8s.gateway.retry import (
     is_endpoints_fault,
     is_retryable,
 )
-from tgwui_k8s.gateway.streams import Stream
+from tgwui_k8s.gateway.streams import Stream, usage_in
 from tgwui_k8s.observability.log import event
 
 MAX_HELD_BYTES = 1024 * 1024
 """Of an answer in one piece: so much is held back until it is complete and can no longer fail."""
 
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_TRANSLATED_BYTES = 16 * 1024 * 1024
 _LAST_READ_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -173,14 +174,16 @@ class Relay:
         self, call: Call, attempt: Attempt, answer: ClientAnswer, state: EndpointState
     ) -> None:
         """An answer in one piece. Large ones flow through once they are too large to hold."""
-        exchange = attempt.exchange
+        exchange, dialect = attempt.exchange, DIALECTS[state.dialect or "tgwui"]
         headers = to_client(exchange.headers)
         held: list[bytes] = []
         num_bytes = 0
         while data := await attempt.read():
             held.append(data)
             num_bytes += len(data)
-            if num_bytes > MAX_HELD_BYTES and not answer.has_begun:
+            if num_bytes > _MAX_TRANSLATED_BYTES and dialect.translates:
+                raise BrokenFramingError("the answer is too long")
+            if num_bytes > MAX_HELD_BYTES and not answer.has_begun and not dialect.translates:
                 await answer.begin(exchange.status, headers)
             if answer.has_begun:
                 attempt.await_client(self._limits.client_stall_seconds)
@@ -191,8 +194,8 @@ class Relay:
         if answer.has_begun:
             await answer.end()
         else:
-            dialect = DIALECTS[state.dialect or "tgwui"]
             body = dialect.answer(call, exchange.status, b"".join(held))
+            call.note_usage(usage_in(body))
             await answer.whole(exchange.status, headers, body)
 
     async def _relay_events(self, attempt: Attempt, answer: ClientAnswer, stream: Stream) -> None:
@@ -254,11 +257,11 @@ class Relay:
                 or not is_retryable(error)
                 or isinstance(error, NotContinuableError)
             ):
-                raise _as_request_error(error, is_begun=True)
+                raise self._final_error(call, error, is_begun=True)
             if call.num_continuations >= self._limits.max_continuations:
-                raise _as_request_error(error, is_begun=True)
+                raise self._final_error(call, error, is_begun=True)
             call.num_continuations += 1
-            self._metrics.count_continuation(call.model or "", error.reason)
+            self._metrics.count_continuation(call.served_model, error.reason)
             logger.warning(
                 "stream continues elsewhere",
                 extra=event(
@@ -269,11 +272,11 @@ class Relay:
             )
             return
         if not is_retryable(error):
-            raise _as_request_error(error, is_begun=answer.has_begun)
+            raise self._final_error(call, error, is_begun=answer.has_begun)
         if not isinstance(error, ConnectFailedError):
             progress.num_tries += 1
             if progress.num_tries > self._limits.max_retries or not self._budget.take(now):
-                raise _as_request_error(error, is_begun=answer.has_begun)
+                raise self._final_error(call, error, is_begun=answer.has_begun)
         call.num_retries += 1
         self._metrics.count_retry(error.reason)
         if not self._admission.has_other(call, progress.tried):
@@ -284,7 +287,13 @@ class Relay:
             await asyncio.sleep(seconds)
             progress.tried.clear()
             if call.wait_seconds > self._admission.queue_seconds or now >= call.deadline:
-                raise _as_request_error(error, is_begun=answer.has_begun)
+                raise self._final_error(call, error, is_begun=answer.has_begun)
+
+    def _final_error(self, call: Call, error: ExchangeError, *, is_begun: bool) -> RequestError:
+        found = _as_request_error(error, is_begun=is_begun)
+        if isinstance(found, StreamInterruptedError):
+            self._metrics.count_interruption(call.served_model)
+        return found
 
     def _note_failure(self, call: Call, state: EndpointState, error: ExchangeError) -> None:
         state.num_failures += 1

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tgwui_k8s.gateway.call import Call
 from tgwui_k8s.gateway.event_stream import DONE, data_of
 from tgwui_k8s.gateway.failures import EndpointError
 
@@ -53,11 +54,33 @@ def raise_if_error(chunk: dict[str, Any]) -> None:
     raise EndpointError(500, msgspec.json.encode(chunk), is_retryable=code in RETRYABLE_CODES)
 
 
+class _WithUsage(msgspec.Struct, gc=False):
+    usage: Any = None
+    message: Any = None
+    response: Any = None
+
+
+_usage_decoder = msgspec.json.Decoder(_WithUsage)
+
+
+def usage_in(data: bytes) -> object:
+    """The `usage` of an answer or event, wherever the API has it."""
+    try:
+        found = _usage_decoder.decode(data)
+    except msgspec.DecodeError:
+        return None
+    for holder in (found.message, found.response):
+        if found.usage is None and isinstance(holder, dict):
+            return holder.get("usage")
+    return found.usage
+
+
 class PlainStream:
     """Events that are passed on as they are. What has been passed on cannot be taken back."""
 
-    def __init__(self, *, has_done: bool) -> None:
+    def __init__(self, call: Call, *, has_done: bool) -> None:
         """`has_done`: the stream ends with `[DONE]`, so that without it something is missing."""
+        self._call = call
         self._has_done = has_done
         self.has_delivered = False
         self.is_complete = False
@@ -69,6 +92,8 @@ class PlainStream:
             self.is_complete = True
         elif len(data) < _MAX_ERROR_EVENT_BYTES and b'"error"' in data[:64]:
             self._take_error(data)
+        elif b'"usage":{' in data or b'"usage": {' in data:
+            self._call.note_usage(usage_in(data))
         self.has_delivered = True
         return block + b"\n\n"
 

@@ -250,6 +250,8 @@ def test_a_stream_that_dies_too_often_ends_with_an_error_event(stage: Stage) -> 
     assert error["code"] == "stream_interrupted"
     assert "[DONE]" not in events
     assert stage.num_attempts == 4
+    metrics = stage.http.get(stage.gateway.url + "/metrics").text
+    assert f'tgwui_gateway_interrupted_streams_total{{model_name="{MODEL}"}} 1.0' in metrics
 
 
 def test_without_resume_lengths_the_text_is_not_taken_for_right(

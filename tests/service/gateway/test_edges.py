@@ -348,3 +348,22 @@ async def test_an_outer_gateway_goes_on_where_an_inner_one_gives_up() -> None:
             events = events_of(response.text)
             texts = [json.loads(event)["choices"][0]["text"] for event in events[:-1]]
             assert (texts, events[-1]) == (["ab", "cd"], "[DONE]")
+
+
+async def test_tokens_are_counted_for_all_kinds_of_answers() -> None:
+    """From the usage of an answer, and from the journal of a stream that has none."""
+    usage = b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}'
+    anthropic = b'event: x\ndata: {"type":"x","usage":{"input_tokens":1,"output_tokens":2}}\n\n'
+    plain = answer(200, anthropic, content_type=b"text/event-stream")
+    async with scene(1) as stage:
+        await stage.post([Plan(raw=answer(200, usage))])
+        stream = stream_of(chunk("abc", 0, finish="stop"), "[DONE]")
+        await stage.post([Plan(raw=stream)], completions(stream=True))
+        stage.endpoints[0].plans = deque([Plan(raw=plain)])
+        response = await stage.http.post(
+            f"{stage.gateway.url}/v1/messages", json={"model": "fake/model", "stream": True}
+        )
+        assert response.content == anthropic
+        metrics = (await stage.http.get(stage.gateway.url + "/metrics")).text
+        assert 'tgwui_gateway_prompt_tokens_total{model_name="fake/model"} 6.0' in metrics
+        assert 'tgwui_gateway_generation_tokens_total{model_name="fake/model"} 12.0' in metrics

@@ -28,7 +28,7 @@ BODY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(name="engines")
+@pytest.fixture(scope="module", name="engines")
 def engines_fixture() -> Iterator[list[ServerProcess]]:
     """Two that are ready."""
     with ExitStack() as stack:
@@ -72,6 +72,19 @@ def text_of(stream: str) -> str:
     return "".join(one["text"] for chunk in chunks_of(stream) for one in chunk["choices"])
 
 
+def test_sigterm_lets_streams_finish(engines: list[ServerProcess], gateway: GatewayProcess) -> None:
+    """Exit code 0, after the last byte."""
+    client = curl(gateway.url)
+    assert client.stdout is not None
+    start = client.stdout.read1()
+    gateway.signal(signal.SIGTERM)
+    gateway.wait_for_event("drain_timeout_s")
+    rest, _ = client.communicate(timeout=TIMEOUT_SECONDS)
+    _, _, body = (start + rest).partition(b"\r\n\r\n")
+    assert len(chunks_of(body.decode())) > 20
+    assert gateway.wait() == 0
+
+
 def test_a_killed_engine_takes_no_stream_along(
     engines: list[ServerProcess], gateway: GatewayProcess
 ) -> None:
@@ -94,19 +107,6 @@ def test_a_killed_engine_takes_no_stream_along(
     assert chunks_of((start + rest).decode())[-1]["usage"]["completion_tokens"] == 120
     assert "continuations_total{model_name=" in gateway.get("/metrics").text
     assert gateway.wait_for_event("num_continuations")["reason"] == "connection_lost"
-
-
-def test_sigterm_lets_streams_finish(engines: list[ServerProcess], gateway: GatewayProcess) -> None:
-    """Exit code 0, after the last byte."""
-    client = curl(gateway.url)
-    assert client.stdout is not None
-    start = client.stdout.read1()
-    gateway.signal(signal.SIGTERM)
-    gateway.wait_for_event("drain_timeout_s")
-    rest, _ = client.communicate(timeout=TIMEOUT_SECONDS)
-    _, _, body = (start + rest).partition(b"\r\n\r\n")
-    assert len(chunks_of(body.decode())) > 20
-    assert gateway.wait() == 0
 
 
 def test_wrong_settings_and_taken_ports_have_their_exit_codes() -> None:

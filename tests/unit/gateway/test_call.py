@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgwui_k8s.errors import InvalidRequestError
@@ -42,6 +42,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["prompt", "seed", "return_token_ids", "x", "}"]), values),
     st.sampled_from([(",", ":"), (", ", ": ")]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgwui_k8s.gateway.affinity import beginning_of, conversation_key, rank
@@ -47,6 +47,7 @@ def make_state(uid: str = "a", **changes: object) -> EndpointState:
     return EndpointState(endpoint, Breaker(), **fields)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(candidates, keys, st.randoms(use_true_random=False))
 def test_one_of_the_candidates_is_picked(
     found: list[Candidate], key: bytes | None, random: Random
@@ -60,6 +61,7 @@ def test_nobody_is_picked_of_nobody() -> None:
     assert pick([], b"k" * 16, WEIGHTS, Random(0)) is None
 
 
+@settings(deadline=None)
 @given(candidates, st.binary(min_size=16, max_size=16))
 def test_a_conversation_stays_where_it_is_while_load_allows(
     found: list[Candidate], key: bytes
@@ -111,6 +113,7 @@ def test_two_choices_keep_load_level() -> None:
     assert max(load.values()) - min(load.values()) < 10
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         make_state,

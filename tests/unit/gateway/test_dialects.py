@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.gateway.test_call import call_of
@@ -211,6 +211,7 @@ def test_routes_go_to_engines_that_have_them() -> None:
     assert dialects_for("/v1/internal/encode") == {"tgwui"}
 
 
+@settings(deadline=None)
 @given(st.text("abEND", max_size=30), st.lists(st.integers(1, 5), max_size=30))
 def test_stop_strings_are_cut_wherever_the_pieces_end(text: str, sizes: list[int]) -> None:
     """The pieces together are the text up to the first stop string, and no piece shows more."""

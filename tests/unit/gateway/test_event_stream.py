@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgwui_k8s.gateway.event_stream import (
@@ -20,6 +20,7 @@ from tgwui_k8s.gateway.failures import BrokenFramingError
 DATA = [b'{"a": "\xc3\xb6"}', b"[DONE]", b"x"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200)), st.sampled_from([b"\n", b"\r\n"]))
 def test_pieces_do_not_matter(cuts: list[int], line_end: bytes) -> None:
     """However the bytes are cut, also between carriage return and line feed, the events are the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgwui_k8s.gateway.fair_queue import FairQueue
@@ -35,6 +35,7 @@ def filled(found: list[Entry]) -> FairQueue[Entry]:
     return queue
 
 
+@settings(deadline=None)
 @given(entries)
 def test_everybody_goes_once_by_priority_and_in_order(found: list[Entry]) -> None:
     """Nothing is lost; lower numbers first; one key's requests keep their order."""

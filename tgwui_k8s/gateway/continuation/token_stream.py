@@ -90,6 +90,7 @@ class TokenStream:
             raise BrokenFramingError("a chunk has no choices")
         if not choices:
             self._has_usage = True
+            self._call.note_usage(chunk.get("usage"))
             return self._frame(chunk)
         chunk["choices"] = [choice for choice in choices if self._enter(choice)]
         return self._frame(chunk) if chunk["choices"] else b""
@@ -111,6 +112,8 @@ class TokenStream:
         journal = self._journal
         if journal is None:
             journal = self._journal = self._new_journal()
+        if not isinstance(choice, dict):
+            raise BrokenFramingError("a choice is not a JSON object")
         index = choice.get("index")
         if not isinstance(index, int) or not 0 <= index < len(journal.choices):
             raise BrokenFramingError("a chunk is for a choice that nobody asked for")
@@ -119,6 +122,7 @@ class TokenStream:
             return False  # The endpoint that went on had to say again that it has ended.
         has_begun = entry.has_begun
         entry.note(choice)
+        self._count(choice, has_begun=has_begun)
         if self._keeps_extensions:
             if self._is_resumed and has_begun:
                 choice.pop("prompt_token_ids", None)
@@ -126,6 +130,14 @@ class TokenStream:
         for name in _EXTENSIONS:
             choice.pop(name, None)
         return self._shows_tokens or self._says_something(choice, has_begun=has_begun)
+
+    def _count(self, choice: dict[str, Any], *, has_begun: bool) -> None:
+        """Keep the call's figures, so that a stream that breaks off can be accounted for, too."""
+        call = self._call
+        call.num_completion_tokens = (call.num_completion_tokens or 0) + len(choice["token_ids"])
+        prompt = choice.get("prompt_token_ids")
+        if prompt is not None and not (self._is_resumed and has_begun):
+            call.num_prompt_tokens = (call.num_prompt_tokens or 0) + len(prompt)
 
     def _says_something(self, choice: dict[str, Any], *, has_begun: bool) -> bool:
         """False for a chunk that is there for its token ids only."""

@@ -11,6 +11,9 @@ from tgwui_k8s.gateway.streams import Stream
 class Dialect(Protocol):
     """Stateless; what a stream has to remember is in its `Stream`."""
 
+    translates: bool
+    """Answers are put into our words, so they must be whole; else they may flow through."""
+
     def serves(self, path: str) -> bool:
         """Whether its engines can answer a route of ours."""
         ...

@@ -38,6 +38,8 @@ _FINISH_REASON = "stop"
 class KserveDialect:
     """See `Dialect`."""
 
+    translates = True
+
     def serves(self, path: str) -> bool:
         """Completions; the protocol has no conversations."""
         return path == COMPLETIONS

@@ -15,6 +15,8 @@ _WITH_DONE = frozenset({COMPLETIONS, CHAT})
 class OwnDialect:
     """This project's engine, or another gateway: everything, and streams that continue."""
 
+    translates = False
+
     def serves(self, path: str) -> bool:
         """Every route."""
         return True
@@ -23,7 +25,7 @@ class OwnDialect:
         """One that continues where that is possible."""
         if can_continue(call):
             return TokenStream(call)
-        return PlainStream(has_done=call.path in _WITH_DONE)
+        return PlainStream(call, has_done=call.path in _WITH_DONE)
 
     def request(self, call: Call, stream: Stream | None) -> tuple[str, bytes]:
         """The request as it came, with what makes its stream continue."""
@@ -61,7 +63,7 @@ class VllmDialect(OwnDialect):
 
     def new_stream(self, call: Call) -> Stream:
         """It cannot continue."""
-        return PlainStream(has_done=call.path in _WITH_DONE)
+        return PlainStream(call, has_done=call.path in _WITH_DONE)
 
     def error(self, status: int, body: bytes) -> tuple[int, bytes]:
         """Older versions have the error without an envelope around it."""

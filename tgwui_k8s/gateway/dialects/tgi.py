@@ -46,13 +46,15 @@ _RETRYABLE = frozenset({"overloaded", "generation", "incomplete_generation"})
 class TgiDialect:
     """See `Dialect`."""
 
+    translates = True
+
     def serves(self, path: str) -> bool:
         """Completions and chat."""
         return path in (COMPLETIONS, CHAT)
 
     def new_stream(self, call: Call) -> Stream:
         """Chat is OpenAI's already."""
-        return PlainStream(has_done=True) if call.path == CHAT else TgiStream(call)
+        return PlainStream(call, has_done=True) if call.path == CHAT else TgiStream(call)
 
     def request(self, call: Call, stream: Stream | None) -> tuple[str, bytes]:
         """A `generate` call."""
