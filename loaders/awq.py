@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from tgwui_k8s.contract import LoadRequest, ProgressCallback
 from tgwui_k8s.runtime.quantized.schemes import AwqScheme
-from tgwui_k8s.runtime.transformers_loading import load_runner
+from tgwui_k8s.runtime.transformers_loading import OPTIONS, load_runner
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner
 
 
@@ -18,8 +18,14 @@ class AwqLoader:
     """contract.Loader for AWQ."""
 
     name: ClassVar[str] = "AutoAWQ"
-    options: ClassVar[dict[str, str]] = {}
+    options: ClassVar[dict[str, str]] = OPTIONS
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> TransformersRunner:
         """See `contract.Loader`."""
-        return load_runner(request, progress, loader=self.name, read_scheme=AwqScheme.from_config)
+        return load_runner(
+            request,
+            progress,
+            loader=self.name,
+            options=self.options,
+            read_scheme=AwqScheme.from_config,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tgwui_k8s.contract import LoadRequest, ProgressCallback
-from tgwui_k8s.runtime.transformers_loading import load_runner
+from tgwui_k8s.runtime.transformers_loading import OPTIONS, load_runner
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner
 
 
@@ -14,8 +14,9 @@ class TransformersLoader:
 
     name: ClassVar[str] = "Transformers"
     options: ClassVar[dict[str, str]] = {
+        **OPTIONS,
         "weights": "int8 or int4: rounded at load, for a half or a quarter of the memory; the same "
-        "as --load-in-8bit and --load-in-4bit."
+        "as --load-in-8bit and --load-in-4bit.",
     }
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> TransformersRunner:

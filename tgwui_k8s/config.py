@@ -144,6 +144,13 @@ class EngineSection:
         bounds=(1, None),
     )
     num_threads: int | None = setting(
+    gpu_memory_fraction: float | None = setting(
+        None,
+        "Share of the GPU's memory that the engine may use, for several on one card; default: "
+        "what is free.",
+        aliases=("gpu-memory-utilization",),
+        bounds=(0.01, 1),
+    )
         None,
         "Compute threads on a CPU; default: the cgroup's CPU quota.",
         aliases=("threads",),

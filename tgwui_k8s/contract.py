@@ -5,7 +5,6 @@ A loader turns a model folder into one of three things:
 * a `ModelRunner`: a model that our engine steps. It computes one batch and returns logits; our
   scheduler, sampler, stop handling and prefix cache do the rest.
 * a `Backend`: an engine that batches by itself (vLLM). It takes requests and yields tokens.
-
 * an `Embedder`: a model that makes vectors of texts and generates nothing.
 
 Nothing here imports torch, and nothing here knows how a request reached the engine.
@@ -131,7 +130,7 @@ class ScheduledSequence:
 
     `row` is a number below `max_num_seqs` that stays with the sequence while it runs.
     Logits are wanted for the last `num_logits` of the tokens: 0 for a prefill chunk that is not
-    the last, 1 usually, more for prompt logprobs.
+    the last, 1 usually, more for prompt logprobs. `adapter` is its LoRA adapter's key.
     """
 
     row: int
@@ -140,7 +139,6 @@ class ScheduledSequence:
     block_tables: tuple[list[int], ...]
     num_logits: int
     adapter: str = ""
-    """The key of its LoRA adapter; empty for the model alone."""
 
 
 @dataclass(slots=True)
@@ -306,7 +304,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request as the engine sees it: token ids in, token ids out."""
+    """A request as the engine sees it: token ids in, token ids out; `adapter` names a LoRA one."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -320,7 +318,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     resume_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice: tokens already generated elsewhere; they count as completion tokens."""
     adapter: str = ""
-    """The name of a loaded LoRA adapter; empty for the model alone."""
     grammar: str = ""
     """What every choice must match, as llguidance's grammar text; empty without a grammar."""
 

@@ -85,6 +85,8 @@ def _options(settings: Settings, loader: str) -> dict[str, str]:
     options = loader_options(settings.model.loader_option)
     if settings.model.load_in_8bit or settings.model.load_in_4bit:
         options.setdefault("weights", "int8" if settings.model.load_in_8bit else "int4")
+    if settings.engine.gpu_memory_fraction is not None:
+        options.setdefault("gpu_memory_fraction", str(settings.engine.gpu_memory_fraction))
     for field in fields(settings.neuron):
         value = getattr(settings.neuron, field.name)
         if value == field.default:

@@ -9,7 +9,12 @@ import pytest
 
 from tests.helpers.model_zoo import PLAIN, Layout, quantized
 from tgwui_k8s.contract import LoadRequest, default_token_budget
-from tgwui_k8s.errors import LoaderUnavailableError, ModelNotFoundError, UnsupportedModelError
+from tgwui_k8s.errors import (
+    LoaderUnavailableError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    UsageError,
+)
 from tgwui_k8s.load_request import engine_settings, load_request, served_names
 from tgwui_k8s.settings import load_settings
 
@@ -145,3 +150,31 @@ def test_flags_of_neuron_become_its_options(model_dir: Path) -> None:
     )
 
     assert request.options == {"tp_degree": "12", "mode": "sample"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ({"load_in_8bit": True}, {"weights": "int8"}),
+        ({"load_in_4bit": True}, {"weights": "int4"}),
+        ({"gpu_memory_fraction": 0.5}, {"gpu_memory_fraction": "0.5"}),
+        ({"load_in_8bit": True, "loader_option": ["weights=int4"]}, {"weights": "int4"}),
+    ],
+)
+def test_flags_become_options_of_the_loader(
+    model_dir: Path, flags: dict[str, Any], options: dict[str, str]
+) -> None:
+    """A loader without them refuses them by name; what --loader-option says wins."""
+    assert request_for(model_dir, model="demo", **flags).options == options
+
+
+def test_eight_bits_and_four_exclude_each_other() -> None:
+    """Weights are rounded once."""
+    with pytest.raises(UsageError, match="exclude each other"):
+        load_settings({"load_in_8bit": True, "load_in_4bit": True}, {})
+
+
+def test_adapters_may_come_later(model_dir: Path) -> None:
+    """With a directory of adapters the loader must run them, with neither flag it need not."""
+    assert request_for(model_dir, model="demo").adapters is None
+    assert request_for(model_dir, model="demo", lora_dir="/loras").adapters == {}

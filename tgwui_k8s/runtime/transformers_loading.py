@@ -25,7 +25,7 @@ from tgwui_k8s.contract import (
     default_token_budget,
 )
 from tgwui_k8s.errors import BrokenModelError, StartupError, UnsupportedModelError
-from tgwui_k8s.runtime.device_memory import free_memory
+from tgwui_k8s.runtime.device_memory import GPU_MEMORY_FRACTION, free_memory, keep_within_limit
 from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
 from tgwui_k8s.runtime.limits import cpu_quota
@@ -52,6 +52,9 @@ from tgwui_k8s.runtime.transformers_runner import TransformersRunner, probe_laye
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles, read_json
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
+
+OPTIONS = {GPU_MEMORY_FRACTION: "Share of the GPU's memory to use; also --gpu-memory-fraction."}
+"""Options of every loader that uses this module."""
 
 ReadScheme = Callable[[Path, Mapping[str, Any]], QuantizationScheme]
 """Makes a scheme of a model folder and what it says of its quantization."""
@@ -94,6 +97,7 @@ def load_runner(
     plan = _plan(request, loader, read_scheme)
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.num_threads)
+    keep_within_limit(request, plan.device)
     # Reduced precision inside float32 products (TF32, bfloat16) would break exactness.
     torch.set_float32_matmul_precision("highest")
     prefetch_weights(request, plan.weights, progress)

@@ -46,9 +46,8 @@ def find_adapter(name: str, lora_dir: str | None) -> Path:
     known = list_adapters(lora_dir)
     if name not in known:
         shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        raise ModelNotFoundError(
-            f"there is no adapter '{name[:200]}'; there are: {shown or 'none'}"
-        )
+        there = f"there are: {shown}" if shown else "there are none"
+        raise ModelNotFoundError(f"there is no adapter '{name[:200]}'; {there}")
     return Path(lora_dir, name)
 
 

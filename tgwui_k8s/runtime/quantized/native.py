@@ -18,7 +18,6 @@ from tgwui_k8s.runtime.quantized.weight import QuantizedWeight
 LIBRARY = Path(__file__).parents[2] / "native" / "quantized_linear.so"
 
 _LANES = 16
-_WORD_INPUTS = 8
 
 
 class _Weight(ctypes.Structure):
@@ -112,13 +111,11 @@ def _pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     planes = [codes] if bits == 4 else [codes >> 4, codes & 15]
     packed = []
     for plane in planes:
-        # [outputs, inputs/8, pair, parity]: a pair's first input in the low half of the int32.
-        pairs = plane.unflatten(1, (-1, _WORD_INPUTS // 2, 2))
-        word = torch.zeros(pairs.shape[:2], dtype=torch.int32)
-        for pair in range(_WORD_INPUTS // 2):
-            for parity in range(2):
-                word |= pairs[:, :, pair, parity].int() << (4 * pair + 16 * parity)
-        packed.append(_tile(word))
+        # Input 4 a + 2 b + c of a word stands in byte 2 c + a, in its low or high half by b.
+        inputs = plane.unflatten(1, (-1, 2, 2, 2))
+        halves = inputs[:, :, :, 0] | (inputs[:, :, :, 1] << 4)
+        words = halves.transpose(2, 3).flatten(2).contiguous().view(torch.int32)
+        packed.append(_tile(words.squeeze(-1)))
     return torch.stack(packed, dim=2).contiguous()
 
 

@@ -26,7 +26,7 @@ from tgwui_k8s.runtime.checkpoint_reader import LazyTensor
 from tgwui_k8s.runtime.quantized.weight import SUPPORTED_BITS, QuantizedWeight, quantize
 from tgwui_k8s.storage.safetensors_file import TensorEntry
 
-_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
+_AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where each of eight consecutive outputs stands in AWQ's int32, in units of 4 bits."""
 
 _WORD_BITS = 32
@@ -167,9 +167,9 @@ class AwqScheme(PackedScheme):
         zeros = self._tensor(f"{layer}.qzeros", tensors, (num_groups, num_words))
         scales = self._tensor(f"{layer}.scales", tensors, (num_groups, 8 * num_words))
         return QuantizedWeight(
-            codes=_unpack(words, 4, _AWQ_COLUMNS).t().contiguous(),
+            codes=_unpack_awq(words),
             scales=scales.t().contiguous(),
-            zeros=_unpack(zeros, 4, _AWQ_COLUMNS).t().contiguous(),
+            zeros=_unpack_awq(zeros),
             bits=4,
         )
 
@@ -206,7 +206,6 @@ class GptqScheme(PackedScheme):
     def read(self, layer: str, tensors: Mapping[str, LazyTensor]) -> QuantizedWeight:
         """See `QuantizationScheme`."""
         per_word = _WORD_BITS // self.bits
-        columns = tuple(range(per_word))
         words = self._tensor(f"{layer}.qweight", tensors, (-1, -1))
         num_inputs, num_outputs = per_word * words.shape[0], words.shape[1]
         num_groups = self._num_groups(layer, num_inputs)
@@ -215,8 +214,8 @@ class GptqScheme(PackedScheme):
         )
         scales = self._tensor(f"{layer}.scales", tensors, (num_groups, num_outputs))
         # A byte that overflows starts again at 0, as AutoGPTQ's own unpacking does.
-        zeros = (_unpack(packed_zeros, self.bits, columns) + self.zero_offset) & (2**self.bits - 1)
-        codes = _unpack(words.t().contiguous(), self.bits, columns)
+        zeros = (_unpack_gptq(packed_zeros, self.bits) + self.zero_offset) & (2**self.bits - 1)
+        codes = _unpack_gptq(words.t(), self.bits)
         order = self._order(layer, tensors, num_inputs, num_groups)
         return QuantizedWeight(
             codes=codes if order is None else codes[:, order],
@@ -268,16 +267,19 @@ def _require(folder: Path, key: str, value: Any, supported: tuple[Any, ...]) -> 
         )
 
 
-def _unpack(words: torch.Tensor, bits: int, places: tuple[int, ...]) -> torch.Tensor:
-    """Codes uint8 [rows, len(places) * columns] out of int32 [rows, columns], lowest bits first.
+def _unpack_awq(words: torch.Tensor) -> torch.Tensor:
+    """int32 [rows, outputs/8] to codes uint8 [outputs, rows]."""
+    turned = words.t().contiguous()
+    codes = torch.empty(turned.shape[0], 8, turned.shape[1], dtype=torch.uint8)
+    for output, place in enumerate(_AWQ_PLACES):
+        codes[:, output] = (turned >> (4 * place)) & 15
+    return codes.flatten(0, 1)
 
-    `places[i]` is where code i of a word stands, in units of `bits`.
-    """
-    rows, columns = words.shape
-    codes = torch.empty(rows, columns, len(places), dtype=torch.uint8, device=words.device)
-    for index, place in enumerate(places):
-        codes[:, :, index] = (words >> (bits * place)) & (2**bits - 1)
-    return codes.flatten(1)
+
+def _unpack_gptq(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 [rows, n] to codes uint8 [rows, n * 32/bits], lowest bits first."""
+    numbers = words.contiguous().view(torch.uint8)
+    return numbers if bits == 8 else torch.stack((numbers & 15, numbers >> 4), dim=-1).flatten(1)
 
 
 # ---------------------------------------------------------------------------- quantizing at load
