@@ -56,35 +56,32 @@ class Edit:
 
     def state(self, module: cst.Module, path: str) -> State:
         """What is to be done. Raises `SeamGoneError` where nothing can be."""
-        scope = self._scope(module, path)
-        if scope is None:
-            return State.NOT_NEEDED
-        if self.hook in module.code_for_node(scope):
-            return State.APPLIED
-        num_found = len(m.findall(scope, self.matches))
-        if num_found == 0:
-            if self.is_optional:
-                return State.NOT_NEEDED
-            raise SeamGoneError(f"{path}: {self.seam} is not there")
-        if self.at_most is not None and num_found > self.at_most:
-            raise SeamGoneError(f"{path}: {self.seam} is there {num_found} times")
-        return State.APPLICABLE
+        return self._look(module, path)[0]
 
     def apply(self, module: cst.Module, path: str) -> tuple[cst.Module, int]:
         """The edited file, and in how many places it was. Raises `SeamGoneError`."""
-        if self.state(module, path) is not State.APPLICABLE:
+        state, found = self._look(module, path)
+        if state is not State.APPLICABLE:
             return module, 0
+        edited = module.visit(_Rewriting(found, self.rewrite))
+        assert isinstance(edited, cst.Module)  # noqa: S101 - a file stays a file
+        return edited, len(found)
+
+    def _look(self, module: cst.Module, path: str) -> tuple[State, list[cst.CSTNode]]:
+        """What is to be done, and to which nodes."""
         scope = self._scope(module, path)
-        assert scope is not None  # noqa: S101 - `state` has looked
-        transformer = _Rewriting(self.matches, self.rewrite)
-        edited = scope.visit(transformer)
-        if scope is module:
-            assert isinstance(edited, cst.Module)  # noqa: S101 - a file stays a file
-            return edited, transformer.num_done
-        assert isinstance(edited, cst.CSTNode)  # noqa: S101 - a function stays one
-        whole = module.deep_replace(scope, edited)
-        assert isinstance(whole, cst.Module)  # noqa: S101 - a file stays a file
-        return whole, transformer.num_done
+        if scope is None:
+            return State.NOT_NEEDED, []
+        if self.hook in module.code_for_node(scope):
+            return State.APPLIED, []
+        found = list(m.findall(scope, self.matches))
+        if not found:
+            if self.is_optional:
+                return State.NOT_NEEDED, []
+            raise SeamGoneError(f"{path}: {self.seam} is not there")
+        if self.at_most is not None and len(found) > self.at_most:
+            raise SeamGoneError(f"{path}: {self.seam} is there {len(found)} times")
+        return State.APPLICABLE, found
 
     def _scope(self, module: cst.Module, path: str) -> cst.CSTNode | None:
         try:
@@ -96,18 +93,16 @@ class Edit:
 
 
 class _Rewriting(cst.CSTTransformer):
-    def __init__(self, matches: m.BaseMatcherNode, rewrite: Rewrite) -> None:
+    """Rewrites certain nodes, which are told by their identity."""
+
+    def __init__(self, nodes: list[cst.CSTNode], rewrite: Rewrite) -> None:
         super().__init__()
-        self.num_done = 0
-        self._matches = matches
+        self._nodes = {id(node) for node in nodes}
         self._rewrite = rewrite
 
     def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> Replacement:  # type: ignore[override]
-        updated = super().on_leave(original_node, updated_node)
-        if m.matches(original_node, self._matches):
-            self.num_done += 1
-            return self._rewrite(updated)  # type: ignore[arg-type]
-        return updated  # type: ignore[return-value]
+        """Rewrite what is meant; no methods by type are looked up."""
+        return self._rewrite(updated_node) if id(original_node) in self._nodes else updated_node
 
 
 def add_imports(module: cst.Module) -> cst.Module:

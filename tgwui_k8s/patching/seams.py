@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import libcst as cst
@@ -35,20 +36,19 @@ class Scope:
         """The node of this scope. Raises `SeamGoneError` where it is gone, twice there or other."""
         if not self.name:
             return module
-        found = _Functions(self.name)
-        module.visit(found)
-        if not found.nodes:
+        found = [function for name, function in _functions(module) if name == self.name]
+        if not found:
             raise SeamGoneError(f"{path} has no function {self.name}()")
-        if len(found.nodes) > 1:
-            raise SeamGoneError(f"{path} has {len(found.nodes)} functions {self.name}()")
-        present = parameter_names(found.nodes[0])
+        if len(found) > 1:
+            raise SeamGoneError(f"{path} has {len(found)} functions {self.name}()")
+        present = parameter_names(found[0])
         rest = iter(present)
         if not all(wanted in rest for wanted in self.parameters):
             raise SeamGoneError(
                 f"{path}: {self.name}() takes ({', '.join(present)}), not "
                 f"({', '.join(self.parameters)})"
             )
-        return found.nodes[0]
+        return found[0]
 
 
 def parameter_names(function: cst.FunctionDef) -> list[str]:
@@ -63,25 +63,26 @@ def parameter_names(function: cst.FunctionDef) -> list[str]:
     return [parameter.name.value for parameter in every]
 
 
-class _Functions(cst.CSTVisitor):
-    """Collects the functions of one dotted name."""
+def _functions(node: cst.CSTNode, prefix: str = "") -> Iterator[tuple[str, cst.FunctionDef]]:
+    """Every function below a node by its dotted name. Looks into statements only, not expressions:
+    a visitor of LibCST's would walk through every one of them for each edit.
+    """
+    for child in _statements(node):
+        name = prefix
+        if isinstance(child, (cst.FunctionDef, cst.ClassDef)):
+            name = f"{prefix}{child.name.value}."
+        if isinstance(child, cst.FunctionDef):
+            yield name[:-1], child
+        yield from _functions(child, name)
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.nodes: list[cst.FunctionDef] = []
-        self._name = name
-        self._stack: list[str] = []
 
-    def visit_FunctionDef(self, node: cst.FunctionDef) -> None:  # noqa: N802 - LibCST calls it so
-        self._stack.append(node.name.value)
-        if ".".join(self._stack) == self._name:
-            self.nodes.append(node)
-
-    def leave_FunctionDef(self, original_node: cst.FunctionDef) -> None:  # noqa: N802 - LibCST calls it so
-        self._stack.pop()
-
-    def visit_ClassDef(self, node: cst.ClassDef) -> None:  # noqa: N802 - LibCST calls it so
-        self._stack.append(node.name.value)
-
-    def leave_ClassDef(self, original_node: cst.ClassDef) -> None:  # noqa: N802 - LibCST calls it so
-        self._stack.pop()
+def _statements(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    body = getattr(node, "body", None)
+    block = body.body if isinstance(body, cst.BaseSuite) else body
+    if isinstance(block, Sequence):
+        yield from (child for child in block if isinstance(child, cst.BaseCompoundStatement))
+    yield from getattr(node, "handlers", ())
+    for name in ("orelse", "finalbody"):
+        other = getattr(node, name, None)
+        if other is not None:
+            yield other

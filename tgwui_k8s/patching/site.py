@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class Reply:
     """An HTTP answer."""
 
     status: int
-    headers: dict[str, str]
     text: str
 
     def json(self) -> Any:
@@ -82,11 +81,21 @@ class Server:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, headers)
             response = connection.getresponse()
-            try:
-                text = response.read().decode("utf-8", "replace")
-            except http.client.IncompleteRead as error:
-                text = error.partial.decode("utf-8", "replace") + "\n(cut)"
-            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, text)
+            return Reply(response.status, _read(response))
+
+    def begin_stream(self, prompt: str) -> Callable[[], str]:
+        """POST /v1/completions with its answer begun; call the result for all of its text."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_SECONDS)
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        body = json.dumps({"prompt": prompt, "stream": True})
+        connection.request("POST", "/v1/completions", body, headers)
+        response = connection.getresponse()
+
+        def finish() -> str:
+            with contextlib.closing(connection):
+                return _read(response)
+
+        return finish
 
     def complete(self, prompt: str, **fields: Any) -> Reply:
         """POST /v1/completions."""
@@ -224,6 +233,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _read(response: http.client.HTTPResponse) -> str:
+    """The body; where the server cut it, what came and a word about it."""
+    try:
+        return response.read().decode("utf-8", "replace")
+    except http.client.IncompleteRead as error:
+        return error.partial.decode("utf-8", "replace") + "\n(cut)"
 
 
 def _is_open_to_all(*paths: Path) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tgwui_k8s.errors import UsageError
 from tgwui_k8s.patching.edits import State
 from tgwui_k8s.patching.operations import status
 from tgwui_k8s.patching.plan import reader
@@ -35,7 +38,13 @@ class Verdict:
 
 
 def verify(root: Path, python: str, *, smoke: bool = True) -> Verdict:
-    """Check a patched checkout; `python` is the interpreter that runs it."""
+    """Check a patched checkout; `python` is the interpreter that runs it.
+
+    Raises `UsageError` where there is no such interpreter.
+    """
+    found_python = shutil.which(python)
+    if found_python is None:
+        raise UsageError(f"--python: there is no program {python}")
     found = status(root)
     problems = [f"{path} changed after patching" for path in found.edited_since]
     for finding in found.findings:
@@ -54,7 +63,7 @@ def verify(root: Path, python: str, *, smoke: bool = True) -> Verdict:
     outcomes: list[Outcome] = []
     skipped = "" if smoke else "as asked"
     if smoke and not problems:
-        outcomes, skipped = _smoke(root, python, set(applied))
+        outcomes, skipped = _smoke(root, os.path.abspath(found_python), set(applied))
     problems += [f"{o.question.text} {o.problem}" for o in outcomes if o.problem]
     return Verdict(
         tuple(applied), tuple(problems), len(files), len(hooks), tuple(outcomes), skipped
