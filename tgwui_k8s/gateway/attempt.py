@@ -86,8 +86,12 @@ class Attempt:
         self._watchdog.enter("between_chunks", seconds)
 
     def await_client(self, seconds: float) -> None:
-        """The client is waited for, and not the endpoint."""
-        self._watchdog.enter("client", seconds)
+        """The client is waited for, and not the endpoint, until `await_endpoint`."""
+        self._watchdog.interrupt("client", seconds)
+
+    def await_endpoint(self) -> None:
+        """The endpoint is waited for again, with the time that it had left."""
+        self._watchdog.resume()
 
     async def _send(self, *, fresh: bool) -> None:
         self._exchange = await self._client.start(

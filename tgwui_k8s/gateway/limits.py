@@ -70,7 +70,9 @@ def _seconds(name: str, value: bytes, longest: float) -> float:
 class Watchdog:
     """Calls `on_expire` when a phase takes too long. Entering a phase costs no timer of its own."""
 
-    __slots__ = ("_deadline", "_loop", "_on_expire", "_phase", "_seconds", "_timer")
+    __slots__ = (
+        "_deadline", "_interrupted", "_loop", "_on_expire", "_phase", "_seconds", "_timer",
+    )  # fmt: skip
 
     def __init__(self, on_expire: Callable[[Phase, float], None]) -> None:
         self._on_expire = on_expire
@@ -79,6 +81,7 @@ class Watchdog:
         self._phase: Phase = "total"
         self._seconds = 0.0
         self._deadline = math.inf
+        self._interrupted: tuple[Phase, float, float] = ("total", 0.0, math.inf)
 
     def enter(self, phase: Phase, seconds: float) -> None:
         """From now on `phase` has this long."""
@@ -88,9 +91,18 @@ class Watchdog:
         if self._timer is None or self._timer.when() > self._deadline:
             self._set_timer()
 
-    def rest(self) -> None:
-        """Nobody is waited for."""
-        self._deadline = math.inf
+    def interrupt(self, phase: Phase, seconds: float) -> None:
+        """Somebody else is waited for; `resume` goes on with the phase before."""
+        self._interrupted = (self._phase, self._seconds, self._deadline)
+        self.enter(phase, seconds)
+
+    def resume(self) -> None:
+        """Back to the phase before, with the time it has left."""
+        self._phase, self._seconds, self._deadline = self._interrupted
+        if self._deadline < math.inf and (
+            self._timer is None or self._timer.when() > self._deadline
+        ):
+            self._set_timer()
 
     def stop(self) -> None:
         """The end of all phases."""

@@ -222,8 +222,10 @@ class Relay:
                 await answer.write(events)
             if failure is not None:
                 raise failure
-            if has_event or events:
+            if has_event:
                 attempt.note_event()
+            elif events:
+                attempt.await_endpoint()
         last = b"" if stream.is_complete else None if splitter.has_rest else stream.finish()
         if last is None:
             raise ConnectionLostError("the stream ended too early")
