@@ -143,7 +143,6 @@ class EngineSection:
         "Total memory the engine may use; default: the cgroup's or the device's limit.",
         bounds=(1, None),
     )
-    num_threads: int | None = setting(
     gpu_memory_fraction: float | None = setting(
         None,
         "Share of the GPU's memory that the engine may use, for several on one card; default: "
@@ -151,6 +150,7 @@ class EngineSection:
         aliases=("gpu-memory-utilization",),
         bounds=(0.01, 1),
     )
+    num_threads: int | None = setting(
         None,
         "Compute threads on a CPU; default: the cgroup's CPU quota.",
         aliases=("threads",),
