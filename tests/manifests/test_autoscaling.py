@@ -51,11 +51,11 @@ def test_load_scales_up_and_rest_scales_down(
         return prometheus.query(adapter_query("tgwui_num_requests_waiting"))
 
     wait_until(lambda: waiting() == {"engine-0": 0.0})
-    with ThreadPoolExecutor(60) as clients:
+    with ThreadPoolExecutor(40) as clients:
         answers = [
-            clients.submit(slow_server.complete, f"Question {n}", max_tokens=8) for n in range(60)
+            clients.submit(slow_server.complete, f"Question {n}", max_tokens=6) for n in range(40)
         ]
-        # Sixty within moments: far over half a request per second, far over ten in the queue.
+        # Forty within moments: far over half a request per second, far over ten in the queue.
         wait_until(lambda: by_waiting.wanted(waiting()) >= 3)
         wait_until(lambda: bool(per_second()) and by_requests.wanted(per_second()) >= 5)
         slow_server.get("/health/ready")

@@ -149,7 +149,7 @@ async def test_wrong_numbers_lose_streams(
     right = numbers_of(render(K8S / "overlays/cpu"), scale=SCALE)
     numbers = replace(right, **mistake)  # type: ignore[arg-type]
     deployment, load = make(pod_network, numbers, answers)
-    async with deployment, under_load(deployment, load, replicas=2, num_clients=30):
+    async with deployment, under_load(deployment, load, replicas=2, num_clients=60):
         await deployment.scale(1)
 
     assert any(re.search(words, one) for one in load.lost), load.lost

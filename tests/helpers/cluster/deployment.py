@@ -83,7 +83,7 @@ class Deployment:
         """`kubectl drain`: evict one pod after the other, as the disruption budget allows."""
         self._closed_nodes.add(node)
         for pod in [pod for pod in self._staying() if pod.node == node]:
-            await self._until(lambda: self._num_available() >= self._replicas)
+            await self._until(self._is_complete)
             self._remove(pod)
         await self._settle()
 
@@ -102,6 +102,11 @@ class Deployment:
             )
 
         await self._until(is_settled)
+
+    def _is_complete(self) -> bool:
+        """Nothing is missing: the disruption budget has one to give."""
+        self._reconcile()
+        return self._num_available() >= self._replicas
 
     def _reconcile(self) -> None:
         """One look: start and remove as far as surge and unavailability allow."""
