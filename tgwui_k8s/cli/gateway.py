@@ -22,6 +22,7 @@ def _own_name(spelling: str) -> str:
     "drain_timeout",
     "max_request_seconds",
     "max_body_bytes",
+    "sse_keep_alive_seconds",
     "api_key_file",
     "admin_key_file",
     "log_level",

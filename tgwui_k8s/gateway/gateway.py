@@ -64,7 +64,12 @@ class Gateway:
             self._client,
             self.admission,
             self.metrics,
-            RelayLimits(mine.max_retries, mine.max_continuations, mine.client_stall_seconds),
+            RelayLimits(
+                mine.max_retries,
+                mine.max_continuations,
+                mine.client_stall_seconds,
+                server.sse_keep_alive_seconds,
+            ),
             endpoint_key=lambda: key,
         )
         routes = OwnRoutes(

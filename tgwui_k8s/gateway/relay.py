@@ -55,6 +55,8 @@ from tgwui_k8s.gateway.retry import (
 from tgwui_k8s.gateway.streams import Stream, usage_in
 from tgwui_k8s.observability.log import event
 
+KEEP_ALIVE = b": keep-alive\n\n"
+
 MAX_HELD_BYTES = 1024 * 1024
 """Of an answer in one piece: so much is held back until it is complete and can no longer fail."""
 
@@ -75,6 +77,8 @@ class RelayLimits:
     """Per call: a request that kills engines must not kill them all."""
     client_stall_seconds: float = 60.0
     """A client that takes nothing for so long is cut off."""
+    keep_alive_seconds: float = 15.0
+    """A stream that waits for an endpoint says so, so that nobody closes it for silence."""
 
 
 @dataclass(slots=True)
@@ -122,7 +126,7 @@ class Relay:
             dialects: frozenset[DialectName] = routes
             if progress.is_committed:
                 dialects = frozenset({"tgwui"})
-            lease = await self._admission.place(call, progress.tried, dialects)
+            lease = await self._place(call, answer, progress, dialects)
             state = lease.state
             try:
                 await self._attempt(call, lease, answer, progress)
@@ -140,6 +144,27 @@ class Relay:
             if await self._has_only_lost_its_end(answer, progress):
                 return
             await self._prepare_next(call, failure, answer, progress)
+
+    async def _place(
+        self,
+        call: Call,
+        answer: ClientAnswer,
+        progress: _Progress,
+        dialects: frozenset[DialectName],
+    ) -> Lease:
+        """Wait for an endpoint. A stream that has begun shows meanwhile that it lives."""
+        placing = self._admission.place(call, progress.tried, dialects)
+        if not answer.has_begun:
+            return await placing
+        task = asyncio.ensure_future(placing)
+        try:
+            while not (await asyncio.wait((task,), timeout=self._limits.keep_alive_seconds))[0]:
+                await answer.write(KEEP_ALIVE)
+        except asyncio.CancelledError:
+            if not task.cancel() and task.exception() is None:
+                task.result().release()
+            raise
+        return task.result()
 
     # -- one attempt --------------------------------------------------------------------------
 

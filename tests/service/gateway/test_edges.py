@@ -13,6 +13,7 @@ import pytest
 from tests.helpers.gateway import events_of, running_gateway, until
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
 from tests.service.gateway.test_faults import BODY, GOOD, PATH, chunk, scene, stream_of
+from tgwui_k8s.gateway.breaker import FAILURES_TO_OPEN, Breaker
 
 
 def completions(**fields: Any) -> dict[str, Any]:
@@ -367,3 +368,30 @@ async def test_tokens_are_counted_for_all_kinds_of_answers() -> None:
         metrics = (await stage.http.get(stage.gateway.url + "/metrics")).text
         assert 'tgwui_gateway_prompt_tokens_total{model_name="fake/model"} 6.0' in metrics
         assert 'tgwui_gateway_generation_tokens_total{model_name="fake/model"} 12.0' in metrics
+
+
+async def test_a_stream_that_waits_for_another_endpoint_shows_that_it_lives() -> None:
+    """The only engine breaks off and is left alone for a second: comments, and then the rest. A
+    client that leaves meanwhile leaves nothing behind."""
+    first = Plan(raw=stream_of(chunk("ab", 0)))
+    rest = Plan(raw=stream_of(chunk("cd", 2, finish="stop"), "[DONE]"))
+    async with scene(1, server={"sse_keep_alive_seconds": 0.05}) as stage:
+        (endpoint,), (state,) = stage.endpoints, stage.gateway.parts.fleet.states
+
+        async def ask() -> httpx.Response:
+            endpoint.plans = deque([first, rest])
+            state.breaker = Breaker(num_failures=FAILURES_TO_OPEN - 1, open_seconds=1.0)
+            return await stage.http.post(stage.gateway.url + PATH, json=completions(stream=True))
+
+        response = await ask()
+        assert response.text.count(": keep-alive") > 5
+        events = events_of(response.text)
+        texts = [json.loads(event)["choices"][0]["text"] for event in events[:-1]]
+        assert texts == ["ab", "cd"]
+
+        leaving = asyncio.ensure_future(ask())
+        await until(lambda: stage.gateway.parts.num_waiting())
+        leaving.cancel()
+        await until(lambda: stage.gateway.parts.app.num_calls == 0)
+        assert stage.gateway.parts.num_waiting() == {}
+        assert state.num_in_flight == 0
