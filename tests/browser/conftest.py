@@ -66,10 +66,8 @@ def _open_page(browser: Browser) -> Iterator[Open]:
         context = browser.new_context(**{"viewport": DESKTOP, **options})
         context.set_default_timeout(20_000)
         contexts.append(context)
-        page = context.new_page()
-        watch = Watch(page)
-        page.watch = watch  # type: ignore[attr-defined]
-        watches.append(watch)
+        page = watched(context.new_page())
+        watches.append(page.watch)  # type: ignore[attr-defined]
         goto(page, url, wait=wait)
         return page
 
@@ -77,6 +75,12 @@ def _open_page(browser: Browser) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert [problem for watch in watches for problem in watch.problems] == []
+
+
+def watched(page: Page) -> Page:
+    """The page with a `Watch` on it."""
+    page.watch = Watch(page)  # type: ignore[attr-defined]
+    return page
 
 
 def goto(page: Page, url: str, *, wait: bool = True) -> None:
@@ -88,7 +92,7 @@ def goto(page: Page, url: str, *, wait: bool = True) -> None:
         if not wait:
             return
         try:
-            page.wait_for_selector("body[data-ready]")
+            page.wait_for_selector("body[data-ready] #tgwui-message textarea")
         except Exception:
             has_changed = any("ERR_NETWORK_CHANGED" in problem for problem in watch.problems)
             if not has_changed or attempt == 2:
@@ -124,6 +128,6 @@ def last_answer(page: Page) -> str:
 
 
 def open_tab(page: Page, place: int) -> None:
-    """Open a tab by its place; on a narrow screen some hide in a menu."""
+    """Open a tab by its place; all are in sight, on a phone too."""
     tabs = page.locator("#tgwui-tabs [role=tab]:visible")
     tabs.nth(place).click()

@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -26,9 +26,15 @@ from tgwui_k8s.ui.page_settings import PageSettings
 class PageServer(ServerProcess):
     """`tgwui-k8s serve` with its page on a free port."""
 
-    def __init__(self, *flags: str, pod: str = "pod-a", **options: object) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        pod: str = "pod-a",
+        variables: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> None:
         """`pod` is the name that the page shows."""
-        environment = {"HOSTNAME": pod, "OMP_NUM_THREADS": "1"}
+        environment = {"HOSTNAME": pod, "OMP_NUM_THREADS": "1", **(variables or {})}
         super().__init__(
             *("--webui", "--webui-port", "0"),
             *flags,

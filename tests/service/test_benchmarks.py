@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import api_overhead, startup
+from benchmarks import api_overhead, startup, web_page
 
 
 def test_api_overhead_measures_all_it_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +37,15 @@ def test_startup_says_why_a_server_failed(capsys: pytest.CaptureFixture[str]) ->
 
     assert code == 1
     assert "no-such-model" in capsys.readouterr().err
+
+
+def test_web_page_measures_every_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Streams come whole through the page's process, which is the one that is measured."""
+    few = ["--pages", "2", "--clients", "1", "--tokens", "20", "--speed", "500", "--runs", "1"]
+    code = web_page.main([*few, "--json"])
+
+    runs = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert list(runs) == list(web_page.WAYS)
+    assert all(run["itl"]["p50"] > 0 for (run,) in runs.values())
+    assert runs["through the page"][0]["page_cpu_us_per_token"] > 0

@@ -9,6 +9,7 @@ import { say } from "./words.js";
 const ROUTE = "/api/v1/chat/completions";
 const PAINT_MS = 80;
 const SAVE_MS = 1000;
+const LEAST_SPREAD_MS = 100;
 const UNFINISHED = new Set(["length", "stopped", "broken"]);
 
 export class Chat {
@@ -222,7 +223,9 @@ function take(node, choice) {
 
 function statistics(before, { start, first, last, tokens }) {
   if (first === null) return before ? { tokens: before } : undefined;
-  const speed = last > first ? ((tokens - 1) * 1000) / (last - first) : null;
+  // What came in one piece says nothing of the time between its tokens.
+  const isSpread = last - first >= LEAST_SPREAD_MS;
+  const speed = (tokens * 1000) / (last - (isSpread ? first : start));
   return { tokens: before + tokens, speed, first: (first - start) / 1000 };
 }
 

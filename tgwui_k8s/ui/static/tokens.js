@@ -55,7 +55,7 @@ function bar(probability) {
 
 function percent(probability) {
   const value = probability * 100;
-  return say("notebook_surprise", { percent: value >= 0.1 ? value.toFixed(1) : value.toExponential(1) });
+  return say("notebook_percent", { percent: value >= 0.1 ? value.toFixed(1) : value.toPrecision(1) });
 }
 
 function visible(text) {
