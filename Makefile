@@ -34,7 +34,7 @@ installed_triton := $(VENV)-triton/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-py310 run-py310 browser-test image-test manifests-test rollout-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-peer freeze clean
+.PHONY: help serve test test-py310 run-py310 browser-test image-test manifests-test rollout-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-plots bench-peer freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,10 @@ bench: $(installed_dev) ## run benchmarks/NAME.py (default: compare, with every 
 
 bench-models: $(installed_dev) ## write the checkpoints S and M that the benchmarks run
 	$(bin)/python -m benchmarks.models S M
+
+bench-plots: $(installed_dev) ## measure decoding over contexts and batches, and draw the plots of docs/performance.md
+	$(bin)/python -m pip install --quiet --constraint $(constraints) --group bench
+	$(bin)/python -m benchmarks.long_context --out docs/images $(ARGS)
 
 bench-peer: ## make the environment of PEER (vllm, llama-cpp, openvino) for the benchmark `compare`
 	@test -f 'benchmarks/peers/requirements/$(PEER).txt' || { \
