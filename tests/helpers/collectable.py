@@ -15,8 +15,12 @@ from packaging.version import Version
 
 _IMPORT = re.compile(r'^(?:from |import |\w+ = pytest\.importorskip\(")([\w.]+)', re.MULTILINE)
 _HELPERS = re.compile(r"^from (tests\.helpers(?:\.\w+)?) import (\w+)", re.MULTILINE)
-_OPTIONAL = ("torch", "transformers", "safetensors", "sentence_transformers", "sentencepiece")
+_OPTIONAL = (
+    *("torch", "transformers", "safetensors", "sentence_transformers", "sentencepiece"),
+    "gradio",
+)
 _BUILT_ON_TORCH = ("tgwui_k8s.runtime", "tgwui_k8s.demo.tiny", "loaders")
+_BUILT_ON_GRADIO = "tgwui_k8s.ui.app"
 _FREE_OF_TORCH = ("loaders.fake", "loaders.native", "tgwui_k8s.runtime.native")
 _NEW_TRANSFORMERS = ("loaders.hf_transformers", "loaders.hf_embeddings")
 
@@ -24,6 +28,8 @@ _NEW_TRANSFORMERS = ("loaders.hf_transformers", "loaders.hf_embeddings")
 def missing_modules() -> tuple[str, ...]:
     """Names that cannot be imported here, submodules included."""
     missing = [name for name in _OPTIONAL if find_spec(name) is None]
+    if "gradio" in missing:
+        missing.append(_BUILT_ON_GRADIO)
     if "torch" in missing:
         return (*missing, *_BUILT_ON_TORCH)
     try:

@@ -44,7 +44,8 @@ class PageServer(ServerProcess):
 
     @property
     def page_url(self) -> str:
-        """Where the page is; waits until it serves."""
+        """Where the page is; waits until it serves, at its low priority."""
+        wait_until(lambda: any(b'"page_url"' in line for line in self.lines), seconds=120)
         return str(self.wait_for_event("page_url")["page_url"])
 
 

@@ -39,7 +39,8 @@ MODELS_OWN = ""
 def translations() -> dict[str, dict[str, str]]:
     """Gradio's translations; it wants every key in every language."""
     meanings = {f"parameter_{one.name}": one.meaning for one in parameters()}
-    english, chinese = meanings | words("en"), words("zh")
+    english = meanings | words("en")
+    chinese = english | words("zh")
     return {"en": english, "zh": chinese, "zh-CN": chinese, "zh-TW": chinese}
 
 

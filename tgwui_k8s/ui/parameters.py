@@ -1,7 +1,7 @@
 """The parameters a person can set, as the API's schema declares them.
 
 Names, bounds and meanings are read from `api.schemas`, defaults from `SamplingParams`; only their
-order on the page is written here.
+order on the page is written here. A sampler that is added to the API is on the page by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "order": ("temperature_last", "sampler_priority", "guidance_scale", "negative_prompt"),
 }
-"""Every sampler of the API, and what else decides a text; a test keeps it whole."""
+"""The order on the page; a sampler that is not here yet is shown at the end."""
 
 DEFAULTS: dict[str, Any] = {
     "max_tokens": 512,
@@ -48,6 +48,8 @@ DEFAULTS: dict[str, Any] = {
     "truncation_length": 0,
 }
 """Where the engine's parameters have another name, or the page another default."""
+
+_LAST_GROUP = "order"
 
 LINES = frozenset({"stop", "sampler_priority", "negative_prompt"})
 _WIDEST_SLIDER = 4
@@ -73,9 +75,10 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 def parameters() -> list[Parameter]:
     """All of them in the page's order."""
     schema = ChatRequest.model_json_schema()["properties"]
-    return [
-        _parameter(name, group, schema[name]) for group, names in GROUPS.items() for name in names
-    ]
+    placed = [(group, name) for group, names in GROUPS.items() for name in names]
+    new = sampler_names() - {name for _, name in placed}
+    placed += [(_LAST_GROUP, name) for name in sorted(new)]
+    return [_parameter(name, group, schema[name]) for group, name in placed]
 
 
 def sampler_names() -> set[str]:
@@ -128,4 +131,4 @@ def _default(name: str, kind: Kind) -> Any:
     if kind in ("text", "lines"):
         return ""
     defaults = {field.name: field.default for field in msgspec.structs.fields(SamplingParams)}
-    return defaults[name]
+    return defaults.get(name, False if kind == "switch" else None)

@@ -9,7 +9,7 @@ import pytest
 
 import tgwui_k8s.ui
 from tgwui_k8s.api.schemas.chat import ChatRequest
-from tgwui_k8s.ui.parameters import parameters, sampler_names
+from tgwui_k8s.ui.parameters import GROUPS, parameters, sampler_names
 from tgwui_k8s.ui.words import words
 
 UI = Path(tgwui_k8s.ui.__file__).parent
@@ -17,11 +17,21 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def test_every_sampler_of_the_api_is_on_the_page_once() -> None:
-    """A sampler that is added to the schema must be given its place."""
+    """Also one that has been added to the schema and has no place of its own yet."""
     names = [one.name for one in parameters()]
 
     assert sampler_names() <= set(names)
     assert len(names) == len(set(names))
+
+
+def test_a_new_sampler_shows_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last group, with the API's own words."""
+    without = {**GROUPS, "truncation": ("top_p",)}
+    monkeypatch.setattr("tgwui_k8s.ui.parameters.GROUPS", without)
+    (min_p,) = [one for one in parameters() if one.name == "min_p"]
+
+    assert (min_p.group, min_p.kind, min_p.default) == ("order", "slider", 0.0)
+    assert "less likely" in min_p.meaning
 
 
 @pytest.mark.parametrize("one", parameters(), ids=lambda one: one.name)
@@ -37,7 +47,7 @@ def test_what_a_parameter_is_at_first_the_api_takes(one: object) -> None:
 def test_both_languages_say_the_same() -> None:
     """The same keys with the same places to fill; each parameter's meaning in Chinese."""
     english, chinese = words("en"), words("zh")
-    meanings = {f"parameter_{one.name}" for one in parameters()}
+    meanings = {f"parameter_{name}" for names in GROUPS.values() for name in names}
 
     assert set(english) | meanings == set(chinese)
     for key, text in english.items():
