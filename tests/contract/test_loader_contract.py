@@ -69,6 +69,9 @@ CASES: dict[str, Case] = {
 EMBEDDERS = {"Embeddings"}
 """Loaders of models that generate nothing; tests/numeric/test_embeddings.py is theirs."""
 
+BACKENDS = {"vLLM"}
+"""Engines of their own; tests/numeric/test_vllm_loader.py and the service tests are theirs."""
+
 with_blocks = pytest.mark.parametrize(
     "case", sorted(name for name, case in CASES.items() if not case.slots), indirect=True
 )
@@ -172,7 +175,7 @@ def alone(runner: ModelRunner, token_ids: Sequence[int]) -> npt.NDArray[np.float
 
 def test_every_loader_has_a_case() -> None:
     """A loader that is added is held to its contract."""
-    assert set(CASES) | EMBEDDERS == {
+    assert set(CASES) | EMBEDDERS | BACKENDS == {
         entry.name for entry in available() if entry.distribution == "tgwui-k8s"
     }
 

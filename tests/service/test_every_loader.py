@@ -78,9 +78,16 @@ def make_f32_gguf(folder: Path) -> Made:
     return Made("demo.F32.gguf")
 
 
+def make_for_vllm(folder: Path) -> Made:
+    """The demo model's folder as it is, on vLLM's own engine."""
+    flags = ("--loader", "vLLM", "--dtype", "float32", "--loader-option", "enforce_eager=true")
+    return Made("demo", flags)
+
+
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
     "gguf-f32": Case("llama.cpp", make_f32_gguf),
+    "vllm": Case("vLLM", make_for_vllm),
     "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
     "GPTQ": Case("AutoGPTQ", make_quantized("GPTQ, act-order"), is_exact=False),
 }
