@@ -20,10 +20,11 @@ from tgwui_k8s.api import (
     responses,
     tokenize,
 )
-from tgwui_k8s.api.auth import Authentication, load_keys
+from tgwui_k8s.api.auth import Authentication
 from tgwui_k8s.api.errors import HANDLED, handle_error
 from tgwui_k8s.api.middleware import BodyLimit, RequestMiddleware
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.key_set import load_keys
 
 
 def create_app(state: ServerState) -> FastAPI:

@@ -25,6 +25,7 @@ def _own_name(spelling: str) -> str:
     "sse_keep_alive_seconds",
     "api_key_file",
     "admin_key_file",
+    "cors_origin",
     "log_level",
     "log_format",
 )

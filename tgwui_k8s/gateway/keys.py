@@ -1,17 +1,29 @@
-"""Who may call what."""
+"""Who may call what.
+
+| configured | calls, `/v1/models`  | pages about endpoints                             |
+|------------|----------------------|---------------------------------------------------|
+| nothing    | open                 | 403: they name addresses, which is not everybody's |
+| API key    | API key              | 403                                               |
+| admin key  | open                 | admin key                                         |
+| both       | API key or admin key | admin key                                         |
+
+A client's key ends here: endpoints get the gateway's own, or none.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Protocol
 
-from tgwui_k8s.errors import AuthenticationError, PermissionDeniedError
+from tgwui_k8s.errors import PermissionDeniedError
+from tgwui_k8s.key_set import KeySet, offered_keys, wrong_key
 
 OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/health/startup", "/metrics", "/ping"}
 )
+"""Probes and metrics: no key, whatever is configured."""
+
 ADMIN_PATHS = frozenset({"/gateway", "/gateway/endpoints"})
 
 
@@ -26,40 +38,40 @@ class Keys(Protocol):
         ...
 
 
-class AdminKeysOnly:
-    """Calls need no key; the pages about endpoints need an admin's."""
+class PlainKeys:
+    """Keys without limits of their own."""
 
-    def __init__(self, admin_keys: tuple[str, ...]) -> None:
-        self._digests = [_digest(key.encode()) for key in admin_keys]
+    def __init__(self, api_keys: KeySet, admin_keys: KeySet) -> None:
+        self._api_keys = api_keys
+        self._admin_keys = admin_keys
 
     def check_route(self, path: str, headers: Mapping[bytes, bytes]) -> str:
         """See `Keys`."""
-        if path not in ADMIN_PATHS:
+        if path in OPEN_PATHS:
             return ""
-        if not self._digests:
-            raise PermissionDeniedError(
-                "This route needs an admin key, and the gateway has none. Start it with "
-                "--admin-key-file, TGWUI_ADMIN_KEY_FILE or TGWUI_ADMIN_KEY."
-            )
-        offered = offered_key(headers)
-        if offered is None:
-            raise AuthenticationError(
-                "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."
-            )
-        digest = _digest(offered)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
-            raise AuthenticationError("Incorrect API key provided.")
+        offered = offered_keys(headers.items())
+        accepted = next((key for key in offered if self._accepts(key, path)), None)
+        if accepted is not None:
+            return name_of(accepted)
+        if path in ADMIN_PATHS:
+            if not self._admin_keys.is_configured:
+                raise PermissionDeniedError(
+                    "This route needs an admin key, and the gateway has none. Start it with "
+                    "--admin-key-file, TGWUI_ADMIN_KEY_FILE or TGWUI_ADMIN_KEY."
+                )
+            if any(self._api_keys.accepts(key) for key in offered):
+                raise PermissionDeniedError("This route needs an admin key.")
+            raise wrong_key(offered)
+        if self._api_keys.is_configured:
+            raise wrong_key(offered)
         return ""
 
-
-def offered_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key that a request carries, as `Authorization: Bearer` or `X-Api-Key`."""
-    authorization = headers.get(b"authorization", b"")
-    if authorization[:7].lower() == b"bearer ":
-        return authorization[7:].strip()
-    return headers.get(b"x-api-key")
+    def _accepts(self, key: bytes, path: str) -> bool:
+        if self._admin_keys.accepts(key):
+            return True
+        return path not in ADMIN_PATHS and self._api_keys.accepts(key)
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+def name_of(key: bytes) -> str:
+    """A name for log lines and fair shares that does not tell the key."""
+    return hashlib.sha256(key).hexdigest()[:12]

@@ -15,7 +15,7 @@ import socket
 from tgwui_k8s.config import Settings
 from tgwui_k8s.garbage_collection import settle_garbage_collector
 from tgwui_k8s.gateway.gateway import Gateway
-from tgwui_k8s.gateway.http_server import make_server
+from tgwui_k8s.gateway.http_server import make_server, with_cors
 from tgwui_k8s.observability.log import event
 
 EXIT_STOPPED, EXIT_FAULT = 0, 1
@@ -46,7 +46,8 @@ class LifeCycle:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         gateway = Gateway(self._settings)
         background = asyncio.ensure_future(gateway.run_background())
-        server = make_server(gateway.app, farewell_seconds=_FAREWELL_SECONDS)
+        app = with_cors(gateway.app, self._settings.server.cors_origin)
+        server = make_server(app, farewell_seconds=_FAREWELL_SECONDS)
         serving = asyncio.ensure_future(server.serve(sockets=[self._listener]))
         settle_garbage_collector()
         told = asyncio.ensure_future(self._told_to_stop.wait())

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from tgwui_k8s.api.auth import KeyFile
+from tgwui_k8s.key_set import KeyFile
 from tgwui_k8s.ui.page_settings import PageSettings
 
 COOKIE = "tgwui_session"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from tests.helpers.gateway import events_of, running_gateway, until
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
 from tests.service.gateway.test_faults import BODY, GOOD, PATH, chunk, scene, stream_of
 from tgwui_k8s.gateway.breaker import FAILURES_TO_OPEN, Breaker
+from tgwui_k8s.gateway.http_server import with_cors
 
 
 def completions(**fields: Any) -> dict[str, Any]:
@@ -71,6 +73,42 @@ async def test_pages_about_endpoints_need_an_admin_key() -> None:
         assert "fake/model" in page.text
     async with scene(1) as stage:
         assert (await stage.http.get(stage.gateway.url + "/gateway")).status_code == 403
+
+
+async def test_calls_need_a_key_where_keys_are_configured(tmp_path: Path) -> None:
+    """From the settings or a file, by either header; endpoints get the gateway's own instead."""
+    file = tmp_path / "keys"
+    file.write_text("from-file\n")
+    server = {"api_key": ("from-settings",), "api_key_file": str(file)}
+    async with scene(1, server=server, endpoint_api_key=("own",)) as stage:
+        assert (await stage.post([])).status_code == 401
+        assert (await stage.http.get(stage.gateway.url + "/v1/models")).status_code == 401
+        assert (await stage.http.get(stage.gateway.url + "/metrics")).status_code == 200
+        for headers in (
+            {"authorization": "Bearer from-settings"},
+            {"x-api-key": "from-file"},
+        ):
+            stage.http.headers = httpx.Headers(headers)
+            assert (await stage.post([])).status_code == 200
+            head = stage.endpoints[0].heads[-1]
+            assert b"authorization: Bearer own\r\n" in head
+            assert b"from-" not in head
+        denied = await stage.http.get(stage.gateway.url + "/gateway")
+        assert denied.status_code == 403
+
+
+async def test_web_pages_may_call_from_configured_origins() -> None:
+    """A browser's preflight."""
+    async with scene(1) as stage:
+        app = with_cors(stage.gateway.parts.app, ("https://page",))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://x"
+        ) as web:
+            headers = {"origin": "https://page", "access-control-request-method": "POST"}
+            preflight = await web.options(PATH, headers=headers)
+            assert preflight.headers["access-control-allow-origin"] == "https://page"
+            other = await web.options(PATH, headers={**headers, "origin": "https://evil"})
+            assert "access-control-allow-origin" not in other.headers
 
 
 async def test_wrong_routes_and_methods_have_the_envelope() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tgwui_k8s.api.auth import ADMIN_PATHS, Authentication, KeySet, is_open, load_keys
+from tgwui_k8s.api.auth import ADMIN_PATHS, Authentication, is_open
 from tgwui_k8s.config import ServerSettings
 from tgwui_k8s.errors import AuthenticationError, PermissionDeniedError, UsageError
+from tgwui_k8s.key_set import KeySet, load_keys
 
 API_ROUTE = "/v1/completions"
 ADMIN_ROUTE = "/v1/internal/model/load"

@@ -66,7 +66,7 @@ def test_nonsense_is_no_session(cookie: str | None) -> None:
 
 def test_a_session_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that leaves the file takes its sessions along, and those of others stay."""
-    monkeypatch.setattr("tgwui_k8s.api.auth.RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("tgwui_k8s.key_set.RECHECK_SECONDS", 0.0)
     file = tmp_path / "keys"
     file.write_text("old\nother\n")
     keys = keyring(api_key_file=str(file))
