@@ -91,21 +91,24 @@ def make_plan(read: Read, patches: tuple[Patch, ...]) -> Plan:
     Raises `ConflictError` with every reason there is where one of them does not fit.
     """
     sources = Sources(read)
-    conflicts = {
-        finding.patch.name: finding.reasons
-        for patch in patches
-        if (finding := _examine(sources, patch)).state is State.CONFLICT
-    }
-    if conflicts:
-        raise ConflictError(conflicts)
     plan = Plan()
+    conflicts: dict[str, tuple[str, ...]] = {}
     for patch in patches:
         plan.num_places[patch.name] = plan.num_seams[patch.name] = 0
+        reasons: list[str] = []
         for edit in patch.edits:
-            path = sources.path_of(edit)
-            sources[path], num_done = edit.apply(sources[path], path)
+            try:
+                path = sources.path_of(edit)
+                sources[path], num_done = edit.apply(sources[path], path)
+            except SeamGoneError as error:
+                reasons.append(str(error))
+                continue
             plan.num_places[patch.name] += num_done
             plan.num_seams[patch.name] += num_done > 0
+        if reasons:
+            conflicts[patch.name] = tuple(dict.fromkeys(reasons))
+    if conflicts:
+        raise ConflictError(conflicts)
     for path, module in sources.changed().items():
         content = add_imports(module).bytes
         _check_compiles(path, content)

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
     shared.generation_lock = Lock()
     Path("cache").mkdir(exist_ok=True)
+    Path("cache/picture.png").write_bytes(b"a picture")
     try:
         from modules.api.script import setup
     except ModuleNotFoundError:
