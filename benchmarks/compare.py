@@ -86,10 +86,11 @@ CONTENDERS = {
     "openvino 16-bit": _openvino("fp16"),
     "openvino int8": _openvino("int8"),
 }
+REFERENCE = Contender("", "transformers_generate:float32")
 DEFAULT = [name for name in CONTENDERS if name != "vllm eager"]
 
 
-def run(contender: Contender, model: Path, batches: list[int], folder: Path) -> dict[str, Any]:
+def run(contender: Contender, model: Path, arguments: list[str], folder: Path) -> dict[str, Any]:
     """Measure one engine in a process of its own; with `logits`, where it gives them.
 
     Raises `RuntimeError` with the end of what it printed.
@@ -98,7 +99,7 @@ def run(contender: Contender, model: Path, batches: list[int], folder: Path) -> 
     logits.unlink(missing_ok=True)
     command = [contender.python, str(PEERS / "child.py"), contender.module, str(model.resolve())]
     command += ["--started", str(time.time()), "--logits", str(logits)]
-    command += [f"--batch={size}" for size in batches]
+    command += arguments
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path(contender))}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=MOST_SECONDS
@@ -154,14 +155,15 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Medians per engine; an engine that fails is reported and left out."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    sizes = [f"--batch={size}" for size in batches]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        reference = run(Contender("", "transformers_generate:float32"), model, [], folder)
+        reference = run(REFERENCE, model, ["--only-logits"], folder)
         for number in range(rounds):
             for name in [*names]:
                 try:
                     prepare(CONTENDERS[name], model)
-                    figures = run(CONTENDERS[name], model, batches, folder)
+                    figures = run(CONTENDERS[name], model, sizes, folder)
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     print(f"{model.name}: {name} failed: {error}", file=sys.stderr, flush=True)
                     names.remove(name)

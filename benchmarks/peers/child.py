@@ -93,10 +93,13 @@ def main() -> None:
     parser.add_argument("--started", type=float, required=True)
     parser.add_argument("--logits", type=Path, required=True)
     parser.add_argument("--batch", type=int, action="append", default=[])
+    parser.add_argument("--only-logits", action="store_true")
     arguments = parser.parse_args()
     module, _, variant = arguments.engine.partition(":")
     engine = import_module(module).Engine(arguments.model, *([variant] if variant else []))
-    figures = measure(engine, arguments.started, arguments.batch)
+    figures = {}
+    if not arguments.only_logits:
+        figures = measure(engine, arguments.started, arguments.batch)
     logits = engine.logits(prompts(1, 0)[0])
     if logits is not None:
         np.save(arguments.logits, np.asarray(logits, np.float32))

@@ -53,6 +53,7 @@ class Pod:
         self._process = await asyncio.create_subprocess_exec(
             *self.namespace.prefix,
             *(PYTHON, "-m", "tgwui_k8s", "serve", "--loader", "fake", "--model", "fake"),
+            "--no-webui",
             *("--host", self.namespace.address, "--port", str(PORT), "--log-level", "warning"),
             *(word for flag, value in limits.items() for word in (flag, str(value))),
             *self.flags,
