@@ -173,9 +173,13 @@ def quantize_folder(
     twin: Path | None = None,
     rounds: Callable[[str], bool] = is_rounded,
 ) -> Path:
-    """Quantize the checkpoint in `folder` where it lies; returns it."""
-    path = folder / "model.safetensors"
-    plain = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+    """Quantize the checkpoint in `folder` where it lies, into one file; returns it."""
+    shards = sorted(folder.glob("model*.safetensors"))
+    plain = {
+        name: tensor.float().numpy()
+        for shard in shards
+        for name, tensor in load_file(shard).items()
+    }
     quantized: dict[str, Array] = {}
     dequantized = dict(plain)
     generator = np.random.default_rng(0)
@@ -189,11 +193,14 @@ def quantize_folder(
         rounded = round_weight(weight, bits=form.bits, group_size=form.group_size, groups=groups)
         layer = name.removesuffix(".weight")
         quantized |= {f"{layer}.{part}": t for part, t in form.tensors(rounded).items()}
-        dequantized[name] = np.ascontiguousarray(rounded.weight.T.astype(np.float32))
+        if twin is not None:
+            dequantized[name] = np.ascontiguousarray(rounded.weight.T.astype(np.float32))
+    for file in (*shards, *folder.glob("model.safetensors.index.json")):
+        file.unlink()
     if twin is not None:
         shutil.copytree(folder, twin)
-        save_file(dequantized, twin / path.name, metadata={"format": "pt"})
-    save_file(quantized, path, metadata={"format": "pt"})
+        save_file(dequantized, twin / "model.safetensors", metadata={"format": "pt"})
+    save_file(quantized, folder / "model.safetensors", metadata={"format": "pt"})
     describe(folder, form)
     return folder
 
