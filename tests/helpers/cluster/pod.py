@@ -54,7 +54,7 @@ class Pod:
             *self.namespace.prefix,
             *(PYTHON, "-m", "tgwui_k8s", "serve", "--loader", "fake", "--model", "fake"),
             "--no-webui",
-            *("--host", self.namespace.address, "--port", str(PORT), "--log-level", "warning"),
+            *("--host", self.namespace.address, "--port", str(PORT), "--no-webui"),
             *(word for flag, value in limits.items() for word in (flag, str(value))),
             *self.flags,
             stdout=asyncio.subprocess.DEVNULL,

@@ -21,6 +21,9 @@ IMAGE = "text-generation-webui"
 NEXT_VERSIONS = {"0.2.0"}
 """What k8s/examples/canary tries."""
 
+OF_PATCHES = {"TGWUI_STATE_DIR"}
+"""Variables of text-generation-webui itself, patched; its image's tag ends on -upstream."""
+
 OTHER_SERVERS_PATHS = {"/health", "/v1/models"}
 """Probe paths of vLLM and TGI."""
 
@@ -65,6 +68,7 @@ def wrong_settings(objects: Sequence[Object]) -> list[str]:
             name: value
             for name, value in environment(container, objects).items()
             if name.startswith(VARIABLE_PREFIX)
+            and not (name in OF_PATCHES and container["image"].endswith("-upstream"))
         }
         try:
             _, provenance = load_settings({}, variables)
