@@ -72,6 +72,7 @@ def user_config(path: str) -> str:
     ours = state_dir() / "config-user.yaml"
     given = Path(path)
     if not ours.exists() and given.is_file():
+        ours.parent.mkdir(parents=True, exist_ok=True)
         ours.write_bytes(given.read_bytes())
     return str(ours)
 
