@@ -362,6 +362,12 @@ class GatewaySettings:
         "0 turns affinity off.",
         bounds=(0, None),
     )
+    otlp_endpoint: str | None = setting(
+        None,
+        "OpenTelemetry collector that gets a span per call, such as http://collector:4318; needs "
+        "the extra 'otel'.",
+        metavar="URL",
+    )
     queue_weight: float = setting(
         2.0, "What a request in an engine's queue counts, in running ones.", bounds=(0, None)
     )
