@@ -39,9 +39,10 @@ from tgwui_k8s.gateway.limits import Limits, limits_of
 from tgwui_k8s.gateway.metrics import OTHER_MODEL, GatewayMetrics
 from tgwui_k8s.gateway.relay import PassedOnError, Relay
 from tgwui_k8s.gateway.routes import GENERATION_PATHS, OwnRoutes
+from tgwui_k8s.gateway.tracing import CallSpan, Tracing
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
-from tgwui_k8s.observability.request_ids import child_of, request_id_of, trace_of
+from tgwui_k8s.observability.request_ids import request_id_of, trace_of
 
 DRAINED = "drained"
 """Why calls are cancelled that a drain could not wait for."""
@@ -58,12 +59,13 @@ logger = logging.getLogger("tgwui_k8s.access")
 class GatewayApp:
     """Used from one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         relay: Relay,
         own_routes: OwnRoutes,
         keys: Keys,
         metrics: GatewayMetrics,
+        tracing: Tracing,
         *,
         limits: Limits,
         longest_seconds: float,
@@ -74,6 +76,7 @@ class GatewayApp:
         self._own_routes = own_routes
         self._keys = keys
         self._metrics = metrics
+        self._tracing = tracing
         self._limits = limits
         self._longest_seconds = longest_seconds
         self._max_body_bytes = max_body_bytes
@@ -127,7 +130,8 @@ class GatewayApp:
 
     async def _relay_call(self, request: _Request, answer: ClientAnswer) -> None:
         request.route = request.path
-        key_name = self._keys.check_route(request.path, request.headers)
+        request.span = self._tracing.begin(request.path, request.trace_id, request.trace_parent)
+        key = self._keys.check_route(request.path, request.headers)
         if self.is_draining:
             raise DrainingError("The gateway is shutting down.", retry_after_seconds=1)
         body = await request.body(self._max_body_bytes)
@@ -142,8 +146,8 @@ class GatewayApp:
             limits=limits_of(request.headers, asked.timeout_s, self._limits, self._longest_seconds),
             arrival=request.arrival,
             request_id=request.request_id.decode(),
-            trace_parent=child_of(request.trace_id, request.trace_parent[-2:]),
-            key_name=key_name,
+            trace_parent=request.span.trace_parent,
+            key_name=key.name,
         )
         request.call = call
         task = asyncio.current_task()
@@ -179,6 +183,8 @@ class GatewayApp:
         }
         if request.call is not None:
             fields.update(self._note_call(request.call, answer, status, now))
+        if request.span is not None:
+            request.span.end(request.call, status)
         quiet = request.route.startswith(_QUIET_ROUTES)
         logger.log(logging.DEBUG if quiet else logging.INFO, "request", extra=event(**fields))
 
@@ -227,6 +233,7 @@ class _Request:
         self.trace_id, self.trace_parent = trace_of(self.headers.get(b"traceparent"))
         self.route = "other"
         self.call: Call | None = None
+        self.span: CallSpan | None = None
         self.is_gone = False
         request_id_var.set(self.request_id.decode())
         trace_id_var.set(self.trace_id.decode())

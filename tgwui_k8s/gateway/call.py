@@ -70,6 +70,8 @@ class Call:
     """The model that serves it, also where none is named; one of ours, never a client's text."""
     endpoint_names: list[str] = field(default_factory=list)
     """Who has been tried, in order."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Of attempts: the endpoint's name and the reason."""
     num_retries: int = 0
     num_continuations: int = 0
     wait_seconds: float = 0.0

@@ -22,13 +22,13 @@ from tgwui_k8s.gateway.discovery.static import StaticDiscovery
 from tgwui_k8s.gateway.endpoint import EndpointState
 from tgwui_k8s.gateway.fleet import Fleet
 from tgwui_k8s.gateway.http_client import HttpClient
-from tgwui_k8s.gateway.keys import PlainKeys
+from tgwui_k8s.gateway.keys import Keys
 from tgwui_k8s.gateway.limits import Limits
 from tgwui_k8s.gateway.metrics import GatewayMetrics
 from tgwui_k8s.gateway.monitor import EndpointMonitor
 from tgwui_k8s.gateway.relay import Relay, RelayLimits
 from tgwui_k8s.gateway.routes import OwnRoutes
-from tgwui_k8s.key_set import load_keys
+from tgwui_k8s.gateway.tracing import NoTracing, OtlpTracing, Tracing
 
 _LONGEST_POLL_TIMEOUT_SECONDS = 2.0
 
@@ -42,6 +42,9 @@ class Gateway:
         self._discoveries = discoveries_of(mine)
         self._client = HttpClient()
         self.metrics = GatewayMetrics()
+        self._tracing: Tracing = (
+            OtlpTracing.to(mine.otlp_endpoint) if mine.otlp_endpoint else NoTracing()
+        )
         key = mine.endpoint_api_key[0].encode() if mine.endpoint_api_key else None
         monitor = EndpointMonitor(
             self._client,
@@ -83,8 +86,9 @@ class Gateway:
         self.app = GatewayApp(
             relay,
             routes,
-            PlainKeys(*load_keys(server)),
+            Keys(server),
             self.metrics,
+            self._tracing,
             limits=Limits(
                 mine.connect_timeout,
                 mine.first_byte_timeout,
@@ -109,6 +113,7 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.fleet.close()
             self._client.close()
+            await asyncio.get_running_loop().run_in_executor(None, self._tracing.close)
 
     # -- metrics.Observed ---------------------------------------------------------------------
 

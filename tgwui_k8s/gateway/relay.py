@@ -323,6 +323,7 @@ class Relay:
         return found
 
     def _note_failure(self, call: Call, state: EndpointState, error: ExchangeError) -> None:
+        call.failures.append((state.name, error.reason))
         state.num_failures += 1
         state.last_error = str(error)
         if is_endpoints_fault(error):
