@@ -10,8 +10,9 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from tgwui_k8s.config import ServerSettings
 from tgwui_k8s.errors import AuthenticationError, UsageError
@@ -22,21 +23,30 @@ MAX_FILE_BYTES = 1 << 20
 FileVersion = tuple[int, int, int]
 """Modification time, inode, size: a Kubernetes Secret changes by a swap of symbolic links."""
 
+Keys = TypeVar("Keys", bound=Sized)
+
 logger = logging.getLogger(__name__)
 
 
-class KeyFile:
-    """Keys of a file that may change at any time, one a line."""
+class WatchedKeys(Generic[Keys]):
+    """Keys of a file that may change at any time, in a form that `read` knows."""
 
-    def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises `UsageError` where the file cannot be read or holds no key."""
+    def __init__(
+        self,
+        path: str,
+        read: Callable[[Path], Keys],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`read` gives the keys of a file or raises `UsageError`, and so does this."""
         self._path = Path(path)
+        self._read = read
         self._clock = clock
         self._version = _version(self._path)
-        self._keys = _read_keys(self._path)
+        self._keys = read(self._path)
         self._next_check = clock() + RECHECK_SECONDS
 
-    def keys(self) -> tuple[bytes, ...]:
+    def keys(self) -> Keys:
         """The file's keys, read again where it has changed; good keys outlive a bad file."""
         now = self._clock()
         if now < self._next_check:
@@ -50,11 +60,19 @@ class KeyFile:
 
     def _read_again(self) -> None:
         try:
-            self._keys = _read_keys(self._path)
+            self._keys = self._read(self._path)
         except UsageError as error:
             logger.error("%s The keys read before stay valid.", error)
         else:
             logger.info("read %d keys from the changed key file", len(self._keys))
+
+
+class KeyFile(WatchedKeys[tuple[bytes, ...]]):
+    """One key a line."""
+
+    def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `UsageError` where the file cannot be read or holds no key."""
+        super().__init__(path, _read_keys, clock=clock)
 
 
 class KeySet:
@@ -135,7 +153,7 @@ def _version(file: Path) -> FileVersion | None:
 
 
 def _read_keys(file: Path) -> tuple[bytes, ...]:
-    """The keys in a file, one key a line. Raises `UsageError`."""
+    """One key a line. Raises `UsageError`."""
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES)

@@ -131,7 +131,7 @@ class GatewayApp:
     async def _relay_call(self, request: _Request, answer: ClientAnswer) -> None:
         request.route = request.path
         request.span = self._tracing.begin(request.path, request.trace_id, request.trace_parent)
-        key_name = self._keys.check_route(request.path, request.headers)
+        key = self._keys.check_route(request.path, request.headers)
         if self.is_draining:
             raise DrainingError("The gateway is shutting down.", retry_after_seconds=1)
         body = await request.body(self._max_body_bytes)
@@ -147,7 +147,7 @@ class GatewayApp:
             arrival=request.arrival,
             request_id=request.request_id.decode(),
             trace_parent=request.span.trace_parent,
-            key_name=key_name,
+            key_name=key.name,
         )
         request.call = call
         task = asyncio.current_task()

@@ -22,14 +22,13 @@ from tgwui_k8s.gateway.discovery.static import StaticDiscovery
 from tgwui_k8s.gateway.endpoint import EndpointState
 from tgwui_k8s.gateway.fleet import Fleet
 from tgwui_k8s.gateway.http_client import HttpClient
-from tgwui_k8s.gateway.keys import PlainKeys
+from tgwui_k8s.gateway.keys import Keys
 from tgwui_k8s.gateway.limits import Limits
 from tgwui_k8s.gateway.metrics import GatewayMetrics
 from tgwui_k8s.gateway.monitor import EndpointMonitor
 from tgwui_k8s.gateway.relay import Relay, RelayLimits
 from tgwui_k8s.gateway.routes import OwnRoutes
 from tgwui_k8s.gateway.tracing import NoTracing, OtlpTracing, Tracing
-from tgwui_k8s.key_set import load_keys
 
 _LONGEST_POLL_TIMEOUT_SECONDS = 2.0
 
@@ -87,7 +86,7 @@ class Gateway:
         self.app = GatewayApp(
             relay,
             routes,
-            PlainKeys(*load_keys(server)),
+            Keys(server),
             self.metrics,
             self._tracing,
             limits=Limits(

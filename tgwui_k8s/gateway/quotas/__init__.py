@@ -1,0 +1,1 @@
+"""What each API key may use, and who counts it."""
