@@ -28,7 +28,8 @@ CHAT, NOTEBOOK, PARAMETERS, MODEL, ENGINE = range(5)
 
 @pytest.fixture(name="server", scope="module")
 def _server() -> Iterator[PageServer]:
-    with PageServer("--model", "demo", "--loader", "auto", "--num-threads", "1") as server:
+    names = ("--served-model-name", "demo", "--served-model-name", "second")
+    with PageServer("--model", "demo", "--loader", "auto", "--num-threads", "1", *names) as server:
         yield server
 
 
@@ -193,8 +194,13 @@ def test_parameters(server: PageServer, open_page: Open) -> None:
     expect(page.locator("#tgwui-python")).to_contain_text("temperature=0.95")
     expect(page.locator("#tgwui-python")).to_contain_text('"typical_p": 0.6')
 
+    page.locator("#tgwui-served input").click()
+    page.get_by_role("option", name="second", exact=True).click()
+    expect(page.locator("#tgwui-curl")).to_contain_text('"model": "second"')
+
     goto(page, page.url)
     open_tab(page, PARAMETERS)
+    expect(page.locator("#tgwui-served input")).to_have_value("second")
     expect(temperature).to_have_value("0.95")
     page.click("#tgwui-reset")
     expect(temperature).to_have_value("1")

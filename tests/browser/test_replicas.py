@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Open, answered, ask, generating, goto, last_answer, open_tab
 from tests.helpers.page_process import PageServer, RoundRobin
@@ -140,6 +140,34 @@ def test_an_admin_loads_and_unloads(cluster: Cluster, open_page: Open) -> None:
         headers={"authorization": f"Bearer {ADMIN_KEY}"},
     )
     assert answer.status_code == 200, answer.text
+
+
+def test_an_admin_loads_adapters(cluster: Cluster, open_page: Open) -> None:
+    """What the API's routes say, each with the button that changes it; the API is played here."""
+    loaded: list[str] = ["old"]
+    changes: list[tuple[str, object]] = []
+
+    def info(route: Route) -> None:
+        answer = route.fetch()
+        facts = {**answer.json(), "lora_names": loaded}
+        facts["capabilities"]["adapters"] = True
+        route.fulfill(json=facts)
+
+    def change(route: Route) -> None:
+        changes.append((route.request.url.rsplit("/", 1)[1], route.request.post_data_json))
+        loaded.append("new")
+        route.fulfill(json="OK")
+
+    page = open_logged_in(open_page, cluster, ADMIN_KEY)
+    page.route("**/model/info", info)
+    page.route("**/lora/list", lambda route: route.fulfill(json={"lora_names": ["new", "old"]}))
+    page.route("**/lora/load", change)
+    open_tab(page, MODEL)
+    rows = page.locator(".tgwui-adapters li")
+    expect(rows).to_have_text(["Load new", "Unload old"])
+    rows.first.get_by_role("button").click()
+    expect(rows).to_have_text(["Unload new", "Unload old"])
+    assert changes == [("load", {"lora_names": ["new"]})]
 
 
 def test_a_user_cannot_change_the_model(cluster: Cluster, open_page: Open) -> None:

@@ -190,6 +190,14 @@ def _notebook(say: Say, bridge: gr.HTML) -> None:
 
 def _parameters(say: Say, bridge: gr.HTML, preset_names: Sequence[str]) -> None:
     with gr.Row(equal_height=True):
+        served = gr.Dropdown(
+            [],
+            label=say("served"),
+            info=say("served_info"),
+            elem_id="tgwui-served",
+            allow_custom_value=True,
+            scale=3,
+        )
         preset = gr.Dropdown(
             _plain(preset_names),
             value=None,
@@ -219,9 +227,11 @@ def _parameters(say: Say, bridge: gr.HTML, preset_names: Sequence[str]) -> None:
     programs = [curl, python]
     for one in (*inputs, extra):
         _on(one.change, "parameters.changed", [*inputs, extra], programs)
+    _on(served.input, "parameters.chooseModel", [served], programs)
     _on(preset.input, "parameters.choosePreset", [preset])
     _on(reset.click, "parameters.reset")
-    _on(bridge.paint_parameters, "parameters.painted", outputs=[preset, *inputs, extra, *programs])
+    painted = [served, preset, *inputs, extra, *programs]
+    _on(bridge.paint_parameters, "parameters.painted", outputs=painted)
 
 
 def _input(say: Say, one: Parameter) -> Component:

@@ -63,7 +63,7 @@ class Gate:
         path = self._strip(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode()}
         refusal = self._refuse(scope, Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, self._with_headers(send))
+        await (refusal or self._app)(scope, receive, self._with_headers(path, send))
 
     def _strip(self, path: str) -> str:
         """The path without our prefix, whether or not the proxy has stripped it already."""
@@ -91,11 +91,14 @@ class Gate:
             return RedirectResponse(f"{self._root_path}/login", status_code=303)
         return _error(401, "session_ended", "Log in first.")
 
-    def _with_headers(self, send: Send) -> Send:
+    def _with_headers(self, path: str, send: Send) -> Send:
+        # Our script has the same address in every version; what Gradio serves has not.
+        fresh = {"cache-control": "no-cache"} if path.startswith("/page/") else {}
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=list(message["headers"]))
-                for name, value in self._headers.items():
+                for name, value in (self._headers | fresh).items():
                     headers.setdefault(name, value)
                 message = {**message, "headers": headers.raw}
             await send(message)

@@ -23,6 +23,7 @@ GET_PATHS = frozenset(
         "/health/startup",
         "/metrics",
         "/openapi.json",
+        "/v1/internal/lora/list",
         "/v1/internal/model/info",
         "/v1/internal/model/list",
         "/v1/models",
@@ -33,6 +34,8 @@ POST_PATHS = frozenset(
         "/tokenize",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/internal/lora/load",
+        "/v1/internal/lora/unload",
         "/v1/internal/model/unload",
         "/v1/internal/token-count",
     }

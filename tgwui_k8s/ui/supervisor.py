@@ -64,7 +64,8 @@ class PageSupervisor:
             return
         with listener:
             await asyncio.wait((loading,), timeout=LOADING_PATIENCE_SECONDS)
-            await self._keep_running(listener)
+            if not _has_failed(loading):
+                await self._keep_running(listener)
 
     async def close(self) -> None:
         """End the page: its stdin ends, and it does after its last bytes."""
@@ -144,6 +145,11 @@ class PageSupervisor:
                 await process.stdin.drain()
         outputs = (stream for stream in (process.stdout, process.stderr) if stream is not None)
         await asyncio.gather(*(relay_lines(stream, "page") for stream in outputs), process.wait())
+
+
+def _has_failed(loading: asyncio.Future[None]) -> bool:
+    """True where the server is about to give up."""
+    return loading.done() and (loading.cancelled() or loading.exception() is not None)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -90,6 +90,7 @@ async def test_the_script_is_there(page: httpx.AsyncClient) -> None:
 
     assert answer.status_code == 200
     assert "javascript" in answer.headers["content-type"]
+    assert answer.headers["cache-control"] == "no-cache"
 
 
 def test_a_page_without_a_server_ends() -> None:

@@ -85,6 +85,18 @@ async def test_it_starts_when_the_engine_is_ready_and_ends_politely(
     assert page.pid is None
 
 
+async def test_a_server_that_could_not_load_starts_no_page(
+    api: socket.socket, tmp_path: Path
+) -> None:
+    """It is about to end."""
+    failed = asyncio.get_running_loop().create_future()
+    failed.set_exception(RuntimeError("no such model"))
+    file = tmp_path / "starts"
+
+    await asyncio.wait_for(PageSupervisor(settings(), api, command(DIES, file)).run(failed), 10)
+    assert not file.exists()
+
+
 async def test_a_page_that_dies_is_started_again(
     api: socket.socket,
     tmp_path: Path,

@@ -52,8 +52,9 @@ async function start() {
   document.body.dataset.ready = "true";
   try {
     session = await get("/page/session");
-    objects.model = new Model(session);
+    objects.model = new Model(session, () => parameters.refreshNames());
     furnish();
+    parameters.refreshNames();
   } catch (error) {
     notice.show(error);
   }

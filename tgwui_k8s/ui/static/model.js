@@ -8,8 +8,11 @@ import { canSay, say } from "./words.js";
 const FACTS = ["model_name", "loader", "architecture", "dtype", "quantization", "device", "max_model_len"];
 
 export class Model {
-  constructor(session) {
+  /** `changed` is called when other names than before may be served. */
+  constructor(session, changed) {
     this.session = session;
+    this.changed = changed;
+    this.adapters = element("div", { class: "tgwui-adapters" });
     this.facts = element("div", { class: "tgwui-facts" });
     this.progress = element("div", { id: "tgwui-progress", "aria-live": "polite" });
     this.models = element("table", { class: "tgwui-models" });
@@ -32,8 +35,9 @@ export class Model {
   async showFacts() {
     try {
       const info = await get("/api/v1/internal/model/info");
-      const { text } = { text: await metrics() };
-      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(text))));
+      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(await metrics()))));
+      if (this.session.role === "admin" && info.capabilities.adapters) await this.listAdapters(info.lora_names);
+      else this.adapters.replaceChildren();
     } catch (error) {
       const isEmpty = error.code === "model_not_ready";
       this.facts.replaceChildren(element("p", {}, isEmpty ? say("model_none") : ""));
@@ -58,7 +62,7 @@ export class Model {
         button("model_load", () => this.load(), "tgwui-primary"),
         button("model_unload", () => this.unload()),
         button("model_refresh", () => this.list())),
-      this.progress, this.models);
+      this.progress, this.models, this.adapters);
   }
 
   async list() {
@@ -74,6 +78,27 @@ export class Model {
     } catch (error) {
       notice.show(error);
     }
+  }
+
+  /** Each adapter with the button that loads it, or takes it away. */
+  async listAdapters(loaded) {
+    const { lora_names: found } = await get("/api/v1/internal/lora/list");
+    const names = [...new Set([...loaded, ...found])].sort();
+    const row = (name) => {
+      const [key, what] = loaded.includes(name) ? ["model_unload", "unload"] : ["model_load", "load"];
+      return element("li", {}, element("button", { type: "button", click: () => this.changeAdapter(what, name) }, say(key)), ` ${name}`);
+    };
+    this.adapters.replaceChildren(element("h3", {}, say("fact_adapters")), hint("model_adapters_info"), element("ul", {}, ...names.map(row)));
+  }
+
+  async changeAdapter(what, name) {
+    try {
+      await post(`/api/v1/internal/lora/${what}`, { lora_names: [name] });
+    } catch (error) {
+      notice.show(error);
+    }
+    this.showFacts();
+    this.changed();
   }
 
   async load() {
@@ -93,6 +118,7 @@ export class Model {
     }
     this.isLoading = false;
     this.showFacts();
+    this.changed();
   }
 
   arguments() {

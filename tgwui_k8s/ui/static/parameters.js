@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import * as notice from "./notice.js";
 import { load, save } from "./storage.js";
+import { say } from "./words.js";
 
 const { parameters, apiPort } = window.tgwuiPage;
 const SAMPLE = "How do models get on EFS?";
@@ -14,11 +15,26 @@ export class Parameters {
     this.values = { ...defaults(), ...load("parameters", {}) };
     this.extra = load("extra", "");
     this.preset = load("preset", null);
+    this.model = load("model", "");
+    this.names = [];
+  }
+
+  /** Which names the pod serves now: the model's, and its adapters'. */
+  async refreshNames() {
+    const models = await get("/api/v1/models").catch(() => ({ data: [] }));
+    this.names = models.data.map(({ id }) => id);
+    this.paint();
+  }
+
+  chooseModel(name) {
+    this.model = name ?? "";
+    this.keep();
+    return this.programs();
   }
 
   /** The fields to send: what differs from the API's own defaults. Throws for wrong JSON. */
   body() {
-    const body = {};
+    const body = this.model ? { model: this.model } : {};
     for (const { name, neutral, kind } of parameters) {
       const value = this.values[name];
       if (value === null || value === undefined || value === "" || value === neutral) continue;
@@ -62,7 +78,7 @@ export class Parameters {
   }
 
   reset() {
-    Object.assign(this, { values: defaults(), extra: "", preset: null });
+    Object.assign(this, { values: defaults(), extra: "", preset: null, model: "" });
     this.keep();
     this.paint();
   }
@@ -71,12 +87,15 @@ export class Parameters {
     save("parameters", this.values);
     save("extra", this.extra);
     save("preset", this.preset);
+    save("model", this.model);
   }
 
   /** What Gradio paints, in the order of `blocks.py`. */
   painted() {
     const values = parameters.map(({ name }) => this.values[name]);
-    return [this.preset, ...values, this.extra, ...this.programs()];
+    const choices = [[say("served_default"), ""], ...this.names.map((name) => [name, name])];
+    const served = { __type__: "update", choices, value: this.model };
+    return [served, this.preset, ...values, this.extra, ...this.programs()];
   }
 
   programs() {
@@ -114,7 +133,7 @@ export function asCurl(fields) {
   -d '${json}'`;
 }
 
-export function asPython(fields) {
+export function asPython({ model, ...fields }) {
   const known = Object.entries(fields).filter(([name]) => OPENAI.has(name));
   const other = Object.entries(fields).filter(([name]) => !OPENAI.has(name));
   const extra = other.length ? `    extra_body=${python(Object.fromEntries(other))},\n` : "";
@@ -124,7 +143,7 @@ from openai import OpenAI
 
 client = OpenAI(base_url="${address()}", api_key=os.environ.get("TGWUI_API_KEY", "none"))
 answer = client.chat.completions.create(
-    model=client.models.list().data[0].id,
+    model=${model ? python(model) : "client.models.list().data[0].id"},
     messages=[{"role": "user", "content": ${python(SAMPLE)}}],
 ${known.map(([name, value]) => `    ${name}=${python(value)},\n`).join("")}${extra})
 print(answer.choices[0].message.content)`;
