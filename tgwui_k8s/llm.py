@@ -137,6 +137,7 @@ class LLM:
             # Offline there is nobody to turn away: the queue takes every prompt.
             limits = replace(engine_settings(model.engine), max_waiting_requests=sys.maxsize)
             self.core = EngineCore(loaded, limits)
+            self.core.adapters.load_all(request.adapters)
         except BaseException:
             loaded.close()
             raise
@@ -178,27 +179,35 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stop: Sequence[str] = (),
+        adapter: str = "",
     ) -> list[Completion]:
         """Complete one prompt or many (texts, or lists of token ids), all in one batch.
 
         `params`: None means greedy decoding of at most 16 tokens, as OpenAI's completions count.
+        `adapter` is the name of one of the setting `lora`.
         Results are in the order of the prompts. Raises `InvalidRequestError` before anything runs.
         """
         many: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         params = params or SamplingParams(max_tokens=16, temperature=0.0)
-        running = [self._prepare(prompt, params, stop) for prompt in many]
+        running = [self._prepare(prompt, params, stop, adapter) for prompt in many]
         for _ in self._run(running):
             pass
         return [item.completion() for item in running]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams, *, stop: Sequence[str] = ()
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        stop: Sequence[str] = (),
+        adapter: str = "",
     ) -> Iterator[str]:
         """Complete one prompt and yield its text as it becomes certain.
 
         Closing the iterator aborts the request.
         """
-        return (piece.text for _, piece in self._run([self._prepare(prompt, params, stop)]))
+        running = self._prepare(prompt, params, stop, adapter)
+        return (piece.text for _, piece in self._run([running]))
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any
@@ -214,7 +223,9 @@ class LLM:
         )
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams, stop: Sequence[str]) -> _Running:
+    def _prepare(
+        self, prompt: Prompt, params: SamplingParams, stop: Sequence[str], adapter: str
+    ) -> _Running:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         limit = self.info.max_model_len
         if not token_ids:
@@ -230,6 +241,7 @@ class LLM:
             request_id=f"offline-{self._num_requests}",
             prompt_token_ids=tuple(token_ids),
             params=params,
+            adapter=adapter,
         )
         stream = TextStream(
             self.tokenizer, request.prompt_token_ids, stop=stop, min_tokens=params.min_tokens

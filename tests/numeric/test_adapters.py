@@ -15,7 +15,10 @@ from tgwui_k8s.contract import GenerationRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.engine.core import EngineCore
 from tgwui_k8s.engine.messages import EngineSettings
-from tgwui_k8s.errors import StartupError
+from tgwui_k8s.errors import NotEnoughMemoryError, StartupError
+from tgwui_k8s.runtime import transformers_loading
+from tgwui_k8s.runtime.adapters import AdapterLayers
+from tgwui_k8s.runtime.limits import AvailableMemory
 from tgwui_k8s.sampling import SamplingParams
 
 PROMPT = random_tokens(37, seed=2)
@@ -178,6 +181,37 @@ def test_gpt2s_layers_take_adapters_too(tmp_path: Path) -> None:
     assert answers(core)["r-it"] == peft_tokens(model, folder, PROMPT, NUM_TOKENS)
 
 
+def test_the_cache_leaves_room_for_the_adapters_of_the_flags(
+    model: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are loaded after it has been made."""
+    free = AvailableMemory(512 << 20, is_limited=True)
+    monkeypatch.setattr(transformers_loading, "free_memory", lambda *_: free)
+    fields = {"kv_cache_bytes": None, "max_num_seqs": 4096}
+    without = load_runner(model, **fields).layout.groups[0].num_blocks
+    adapters = {name: str(folder) for name, folder in folders.items()}
+    beside = load_runner(model, adapters=adapters, **fields).layout.groups[0].num_blocks
+    num_bytes = sum((f / "adapter_model.safetensors").stat().st_size for f in folders.values())
+    block_bytes = 4 * 2 * 2 * 16 * 4 * 16
+    assert (without - beside) * block_bytes == pytest.approx(num_bytes, rel=0.2)
+
+
+def test_running_out_of_memory_is_said(
+    model: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine lives on."""
+    core = make_core(model)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AdapterLayers, "_place", fail)
+    with pytest.raises(NotEnoughMemoryError, match="the adapter first does not fit the memory"):
+        core.adapters.load("it", folders["first"])
+    ask(core, "")
+    assert answers(core)["r-"]
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -207,7 +241,7 @@ def test_an_adapter_of_another_model_is_refused(model: Path, tmp_path: Path) -> 
     wide = make_checkpoint(tmp_path / "wide", "llama", hidden_size=128)
     deep = make_checkpoint(tmp_path / "deep", "llama", num_hidden_layers=6)
     core = make_core(model)
-    with pytest.raises(StartupError, match="has 64 inputs and .* the adapter's has 128 and"):
+    with pytest.raises(StartupError, match=r"has 64 inputs and .* the adapter's has 128 and"):
         core.adapters.load("it", make_adapter(wide, tmp_path / "a", seed=1))
     with pytest.raises(StartupError, match=r"has no layer 'model.layers.4"):
         core.adapters.load("it", make_adapter(deep, tmp_path / "b", seed=1))

@@ -8,6 +8,7 @@ once, and the weights when the last request that uses them has ended.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -52,6 +53,11 @@ class Adapters:
         self._runner.load_adapter(key, folder)
         self.unload(name)
         self._keys[name] = key
+
+    def load_all(self, folders: Mapping[str, str] | None) -> None:
+        """The same for every name, as in `LoadRequest.adapters`."""
+        for name, folder in (folders or {}).items():
+            self.load(name, Path(folder))
 
     def unload(self, name: str) -> None:
         """Let no new request use it; unknown names are ignored."""

@@ -159,8 +159,7 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
             loaded.warm_up()
             grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
             core = EngineCore(loaded, settings, grammars=grammars)
-            for name, folder in (request.adapters or {}).items():
-                core.adapters.load(name, Path(folder))
+            core.adapters.load_all(request.adapters)
             host = StepLoop(core)
             info = _with_engine(loaded, has_grammars=grammars is not None)
         elif isinstance(loaded, Embedder):

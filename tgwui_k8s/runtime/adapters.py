@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from tgwui_k8s.contract import Batch
-from tgwui_k8s.errors import UnsupportedModelError
+from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.runtime.checkpoint_reader import open_checkpoint
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 
@@ -79,7 +79,15 @@ class AdapterLayers:
 
     def load(self, key: str, folder: Path) -> None:
         """Read an adapter, to be chosen as `key`; a `StartupError` leaves all as it was."""
-        files = AdapterFiles.read(folder)
+        try:
+            self._load(key, AdapterFiles.read(folder))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise NotEnoughMemoryError(
+                f"the adapter {folder.name} does not fit the memory that weights and KV cache "
+                "leave; lower --kv-cache-memory, or unload another adapter"
+            ) from error
+
+    def _load(self, key: str, files: AdapterFiles) -> None:
         modules = {name: self._find(files, name) for name in files.layers}
         self._check_rows(files, modules)
         factors: dict[str, _Factors] = {}

@@ -49,6 +49,7 @@ from tgwui_k8s.runtime.transformers_config import (
 )
 from tgwui_k8s.runtime.transformers_model import build_model, freeze_rope
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner, probe_layers
+from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles, read_json
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -239,9 +240,19 @@ def _make_kv_cache(
         vocab_size=text_config.vocab_size,
         element_bytes=plan.dtype.itemsize,
     )
-    budget = kv_cache_budget(request, free_memory(request, plan.device), step.workspace_bytes)
+    reserved = step.workspace_bytes + _adapter_bytes(request, plan)
+    budget = kv_cache_budget(request, free_memory(request, plan.device), reserved)
     layout = plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)
     return KVTensors(layers, groups, layout, dtype=plan.dtype, device=plan.device), layout
+
+
+def _adapter_bytes(request: LoadRequest, plan: _Plan) -> int:
+    """Memory of the adapters that the engine will load after the cache is made."""
+    adapters = [AdapterFiles.read(Path(folder)) for folder in (request.adapters or {}).values()]
+    return sum(
+        _bytes_in(plan.dtype, adapter.weights, scheme=None, device=plan.device)
+        for adapter in adapters
+    )
 
 
 def _intermediate_size(config: PreTrainedConfig) -> int:
