@@ -59,6 +59,8 @@ class ScriptedEndpoint:
     model: str = "fake/model"
     owned_by: str = "tgwui-k8s"
     is_ready: bool = True
+    is_frozen: bool = False
+    """Probes get no answer."""
     requests: list[dict[str, object]] = field(default_factory=list)
     """Bodies of the generation requests."""
     heads: list[bytes] = field(default_factory=list)
@@ -107,6 +109,9 @@ class ScriptedEndpoint:
                 length = int(line.split(b":")[1])
         body = await reader.readexactly(length)
         path = head.split(b" ", 2)[1].decode()
+        if head.startswith(b"GET") and self.is_frozen:
+            await reader.read()
+            return False
         if head.startswith(b"GET"):
             writer.write(self._probe(path))
             await writer.drain()

@@ -19,6 +19,8 @@ from tgwui_k8s.observability.log import event
 Monitor = Callable[[EndpointState, Callable[[], None]], Coroutine[Any, Any, None]]
 """Keeps one state fresh until cancelled; the callable says that something has changed."""
 
+_SEE_OUT_SECONDS = 0.2
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class Fleet:
         self._sets: dict[str, Mapping[str, Endpoint]] = {}
         self._states: dict[str, EndpointState] = {}
         self._monitors: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
         self.known_models: set[str] = set()
         """Every name that was ever served: such a model may be asleep, others do not exist."""
@@ -62,9 +65,21 @@ class Fleet:
     def _remove(self, uid: str) -> None:
         state = self._states.pop(uid)
         state.is_leaving = True
-        self._monitors.pop(uid).cancel()
+        seeing_out = asyncio.get_running_loop().create_task(
+            self._see_out(state, self._monitors.pop(uid))
+        )
+        self._leaving.add(seeing_out)
+        seeing_out.add_done_callback(self._leaving.discard)
         logger.info("endpoint leaves", extra=event(endpoint=state.name, uid=uid))
-        self._on_forget(state.endpoint)
+
+    async def _see_out(self, state: EndpointState, monitor: asyncio.Task[None]) -> None:
+        """Watch an endpoint until its last request has ended: it may die before."""
+        try:
+            while state.num_in_flight:  # noqa: ASYNC110 - a leaver is rare, a counter is hot
+                await asyncio.sleep(_SEE_OUT_SECONDS)
+        finally:
+            monitor.cancel()
+            self._on_forget(state.endpoint)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -105,7 +120,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop all monitors."""
-        monitors = list(self._monitors.values())
-        for monitor in monitors:
-            monitor.cancel()
-        await asyncio.gather(*monitors, return_exceptions=True)
+        tasks = [*self._monitors.values(), *self._leaving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

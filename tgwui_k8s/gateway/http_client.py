@@ -118,16 +118,21 @@ class HttpClient:
 
     async def _connect(self, origin: Origin, seconds: float) -> HttpConnection:
         loop = asyncio.get_running_loop()
+        connection = HttpConnection(self._on_free)
         connecting = loop.create_connection(
-            lambda: HttpConnection(self._on_free),
+            lambda: connection,
             origin.host,
             origin.port,
             ssl=self._tls_context() if origin.is_tls else None,
         )
         try:
-            _, connection = await asyncio.wait_for(connecting, seconds)
+            await asyncio.wait_for(connecting, seconds)
         except asyncio.TimeoutError:
+            connection.close()
             raise PhaseTimeoutError("connect", seconds) from None
+        except asyncio.CancelledError:
+            connection.close()  # It may have been made at this very moment.
+            raise
         except OSError as error:
             raise ConnectFailedError(f"cannot connect to {origin}: {error}") from None
         self._origin_of[connection] = origin

@@ -118,6 +118,34 @@ async def test_an_endpoint_that_leaves_gets_nothing_new_and_finishes_what_it_has
         assert len(one.requests) == 1
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_the_requests_of_a_frozen_endpoint_go_elsewhere(leaves: bool) -> None:
+    """It closes no connection and answers nothing, be it still in the set or not: after a while of
+    silence on all connections its requests are taken away from it."""
+    frozen, other = ScriptedEndpoint(), ScriptedEndpoint()
+    settings = {"endpoint_silent_seconds": 0.4, "affinity_bound": 0.0}
+    async with (
+        frozen.serve(),
+        other.serve(),
+        running_gateway(frozen.url, other.url, **settings) as gateway,
+        httpx.AsyncClient(timeout=20) as http,
+    ):
+        fleet = gateway.parts.fleet
+        state = fleet.state_of(frozen.url)
+        fleet.state_of(other.url).num_in_flight += 100
+        frozen.plans = deque([Plan(0, "stall", raw=GOOD)])
+        other.plans = deque([Plan(raw=GOOD)])
+        waiting = asyncio.ensure_future(http.post(gateway.url + PATH, json=BODY))
+        await until(lambda: frozen.num_open)
+        frozen.is_frozen = True
+        if leaves:
+            fleet.publish("static", [_endpoint(other)])
+        response = await waiting
+        assert response.headers["x-gateway-endpoint"] == other.url[7:]
+        await until(lambda: state.num_in_flight == 0)
+        assert state.num_failures == 1
+
+
 async def test_a_reused_address_is_another_endpoint() -> None:
     """Same address, other pod: breaker, figures and failures of the old one do not stick."""
     endpoint = ScriptedEndpoint()

@@ -1,0 +1,61 @@
+"""The HTTP server's own limits, and connections that nobody waits for any more."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.helpers.gateway import until
+from tests.service.gateway.test_faults import scene
+from tgwui_k8s.gateway import http_server
+from tgwui_k8s.gateway.http_client import HttpClient, Origin
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nx-a: "])
+async def test_a_head_that_does_not_come_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """A client that connects and says nothing, or never finishes, holds no connection for long."""
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.2)
+    async with scene(1) as stage:
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        with pytest.raises((ConnectionError, AssertionError)):
+            assert await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+
+
+async def test_kept_connections_outlive_the_time_for_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock runs from a head's first byte, not while a connection is idle."""
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.2)
+    async with scene(1) as stage:
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.4)
+        writer.close()
+
+
+async def test_a_connection_made_for_nobody_is_closed() -> None:
+    """Cancelled while it connects: whatever came of it is gone."""
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = HttpClient()
+    for num_turns in range(6):
+        task = asyncio.ensure_future(
+            client.start(Origin("127.0.0.1", port), b"GET / HTTP/1.1\r\n\r\n", connect_seconds=1)
+        )
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        found = (await asyncio.gather(task, return_exceptions=True))[0]
+        if not isinstance(found, BaseException):
+            found.abort()
+    await until(lambda: client.num_connections == 0)
+    server.close()
