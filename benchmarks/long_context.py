@@ -63,8 +63,10 @@ def sweeps(longest: int) -> Sweeps:
 class Ours:
     """The runner behind `LLM`, over blocks that hold computed keys and values."""
 
-    def __init__(self, model: Path, longest: int) -> None:
-        self.llm = LLM(str(model.resolve()), max_model_len=min(longest, CONTEXTS[-1]) + 1)
+    def __init__(self, model: Path, loader: str, longest: int) -> None:
+        self.llm = LLM(
+            str(model.resolve()), loader=loader, max_model_len=min(longest, CONTEXTS[-1]) + 1
+        )
         self._runner = self.llm.core.runner
         self._block_size = self._runner.layout.block_size
         self._num_blocks = longest // self._block_size + max(BATCHES)
@@ -142,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, default=Path("bench-models/S"))
+    parser.add_argument("--loader", default="Native", help="the folder may hold other formats too")
     parser.add_argument("--steps", type=int, default=9, help="per point and engine")
     parser.add_argument("--peer-gib", type=float, default=2.0, help="0 leaves the peer out")
     parser.add_argument("--out", type=Path, help="folder for decode_context.png, decode_batch.png")
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
     options = parser.parse_args(arguments)
     where = conditions()
-    engines: dict[str, Any] = {"ours": Ours(options.model, options.longest)}
+    engines: dict[str, Any] = {"ours": Ours(options.model, options.loader, options.longest)}
     if options.peer_gib:
         engines["transformers"] = Transformers(options.model, options.peer_gib * 2**30)
     figures = {

@@ -41,14 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chats", type=int, default=64, metavar="N")
     parser.add_argument("--own-chats", type=int, default=16, metavar="N")
     parser.add_argument("--system-words", type=int, default=2000, metavar="N")
+    parser.add_argument("--loader", default="Native", help="the folder may hold other formats too")
     parser.add_argument("--flag", action="append", default=[], help="for serve, as --flag=--x=y")
     options = parser.parse_args(arguments)
     where = conditions()
+    flags = ["--model", model_flag(options.model), "--loader", options.loader, *options.flag]
     length = options.system_words + QUESTION_WORDS
     own = random_prompts(options.own_chats, length, seed=1)
     shared = random_prompts(options.chats, length, 2, num_shared_words=options.system_words)
     try:
-        with Server(["--model", model_flag(options.model), *options.flag]) as server:
+        with Server(flags) as server:
             server.wait_for("/health/ready")
             uvloop.run(first_tokens(server.url, random_prompts(1, length, seed=0)))
             own_answers = uvloop.run(first_tokens(server.url, own))

@@ -67,9 +67,9 @@ class Run(NamedTuple):
 class Bench:
     """A model whose answers are dictated."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, loader: str) -> None:
         self.sampler = DictatingSampler()
-        self.llm = LLM(str(Path(model).resolve()))
+        self.llm = LLM(str(Path(model).resolve()), loader=loader)
         self.llm.core.sampler = self.sampler
 
     def scripts(self, num_tokens: int) -> tuple[list[int], dict[str, list[int]]]:
@@ -115,13 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="bench-models/M", metavar="PATH")
+    parser.add_argument("--loader", default="Native", help="the folder may hold other formats too")
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--guess", type=int, default=8, help="prompt_lookup_num_tokens")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8], metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     options = parser.parse_args(arguments)
     where = conditions()
-    bench = Bench(options.model)
+    bench = Bench(options.model, options.loader)
     prompt, scripts = bench.scripts(options.tokens)
     print("| answer | streams | tok/s | with guesses | gain | steps | guessed right |")
     print("|---|---:|---:|---:|---:|---:|---:|")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import api_overhead, startup, web_page
+from benchmarks import api_overhead, prefix_reuse, startup, web_page
 
 
 def test_api_overhead_measures_all_it_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +49,15 @@ def test_web_page_measures_every_way(capsys: pytest.CaptureFixture[str]) -> None
     assert list(runs) == list(web_page.WAYS)
     assert all(run["itl"]["p50"] > 0 for (run,) in runs.values())
     assert runs["through the page"][0]["page_cpu_us_per_token"] > 0
+
+
+def test_prefix_reuse_counts_what_chats_share(capsys: pytest.CaptureFixture[str]) -> None:
+    """All chats but the first find their system prompt in the cache."""
+    sizes = ["--chats", "5", "--own-chats", "2", "--system-words", "200"]
+    code = prefix_reuse.main(["--model", "fake", "--loader", "fake", *sizes])
+
+    output = capsys.readouterr().out
+    assert code == 0
+    assert "| shared, the other 4 |" in output
+    hit_rate = float(output.partition("Hit rate over the shared chats: ")[2].partition("%")[0])
+    assert 60 < hit_rate < 80
