@@ -20,11 +20,18 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that they close them and not we."""
 
 
+class HeadTooLargeError(Exception):
+    """Stops the parser."""
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """Refuses heads that are too large or too slow; nothing of them reaches the application."""
 
-    _head_bytes = 0
     _is_in_head = False
+    _head_bytes = 0
+    """Of the head's lines that are complete."""
+    _fed_bytes = 0
+    """Of the head so far, unfinished lines included."""
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -39,25 +46,43 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head, or of a body, which the application counts."""
-        if self._is_in_head or self._head_timer is not None:
-            self._head_bytes += len(data)
         super().data_received(data)
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
+        if self._is_in_head:
+            self._fed_bytes += len(data)
+            if self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         self._is_in_head = True
+        self._head_bytes = self._fed_bytes = 0
         super().on_message_begin()
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the first line."""
+        self._head_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. Raises `HeadTooLargeError`, which ends the connection."""
+        self._head_bytes += len(name) + len(value) + len(b": \r\n")
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+            raise HeadTooLargeError
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._is_in_head = False
-        self._head_bytes = 0
         self._stop_head_timer()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what cannot be parsed, unless it has been answered."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def _refuse_head(self) -> None:
         self.transport.write(

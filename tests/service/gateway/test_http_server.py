@@ -42,6 +42,22 @@ async def test_kept_connections_outlive_the_time_for_heads(
         writer.close()
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_large_head_is_refused_on_kept_connections_too(is_first: bool) -> None:
+    """In one piece or in many, as the first request or a later one; a large body is no head."""
+    async with scene(1) as stage:
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        if not is_first:
+            body = b'{"prompt": "%s", "model": "nope"}' % (b"x" * 200_000)
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+            assert (await reader.readuntil(b"}}")).startswith(b"HTTP/1.1 404")
+        writer.write(b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 9_000 + b"\r\n")
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 431")
+        writer.close()
+
+
 async def test_a_connection_made_for_nobody_is_closed() -> None:
     """Cancelled while it connects: whatever came of it is gone."""
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
