@@ -223,7 +223,7 @@ inline __attribute__((always_inline)) void tile_product_float(const QuantizedWei
     std::memcpy(out + (int64_t)row * weight.outputs, &total[row], tile.width * sizeof(float));
 }
 
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+__attribute__((target_clones("avx512f", "avx2", "default")))
 void rows_product_float(const QuantizedWeight& weight, const Tile& tile, const float* x, int rows,
                         float* out) {
   int row = 0;

@@ -158,7 +158,7 @@ RULES: tuple[Rule, ...] = (
         "it is a LoRA adapter (adapter_config.json)",
         _is_adapter,
         None,
-        "load its base model instead",
+        "load its base model, and give it the adapter with --lora",
     ),
     Rule(
         "it is an image pipeline (model_index.json)",
