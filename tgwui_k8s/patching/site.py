@@ -179,12 +179,18 @@ class Site:
 
     @contextlib.contextmanager
     def serving(
-        self, *flags: str, load_seconds: float = 0.0, step_seconds: float = 0.1, port: int = 0
+        self,
+        *flags: str,
+        load_seconds: float = 0.0,
+        step_seconds: float = 0.1,
+        port: int = 0,
+        page: bool = False,
     ) -> Iterator[Server]:
-        """A server with the stub model's file, unless flags name no model; ended at the end."""
+        """A server with these flags, ended at the end; `page`: with upstream's web page beside."""
         port = port or free_port()
         command = [self._python, "-m", "tgwui_k8s.upstream.stub_server", str(self.root)]
-        command += ["--api", "--nowebui", "--api-port", str(port), "--api-key", KEY]
+        command += ["--api", "--api-port", str(port), "--api-key", KEY]
+        command += [] if page else ["--nowebui"]
         command += ["--model-dir", str(self.models), *flags]
         environment = {
             **os.environ,
