@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.helpers.gateway import running_gateway, until
+from tests.helpers.gateway_scene import BODY, GOOD, PATH
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint
-from tests.service.gateway.test_faults import BODY, GOOD, PATH
 from tgwui_k8s.config import GatewaySettings
 from tgwui_k8s.errors import UsageError
 from tgwui_k8s.gateway.discovery.dns import DnsDiscovery

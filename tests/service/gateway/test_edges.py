@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.helpers.gateway import events_of, running_gateway, until
+from tests.helpers.gateway_scene import BODY, GOOD, PATH, chunk, scene, stream_of
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
-from tests.service.gateway.test_faults import BODY, GOOD, PATH, chunk, scene, stream_of
 from tgwui_k8s.gateway.breaker import FAILURES_TO_OPEN, Breaker
 from tgwui_k8s.gateway.http_server import with_cors
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.helpers.gateway import until
-from tests.service.gateway.test_faults import scene
+from tests.helpers.gateway_scene import scene
 from tgwui_k8s.gateway import http_server
 from tgwui_k8s.gateway.http_client import HttpClient, Origin
 

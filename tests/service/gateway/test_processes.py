@@ -98,7 +98,7 @@ def test_a_killed_engine_takes_no_stream_along(
         received += client.stdout.read1()
     head, _, start = received.partition(b"\r\n\r\n")
     (victim,) = [engine for engine in engines if engine.url[7:].encode() in head]
-    for process in (*victim.children(), victim.process):
+    for process in (victim.process, *victim.children()):
         process.kill()
 
     rest, _ = client.communicate(timeout=TIMEOUT_SECONDS)

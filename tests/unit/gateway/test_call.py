@@ -9,27 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.gateway_calls import call_of
 from tgwui_k8s.errors import InvalidRequestError
-from tgwui_k8s.gateway.call import COMPLETIONS, Call, read_asked
+from tgwui_k8s.gateway.call import read_asked
 from tgwui_k8s.gateway.limits import Limits, limits_of
-
-
-def call_of(body: bytes, **changes: Any) -> Call:
-    """A call with this body."""
-    fields: dict[str, Any] = {
-        "method": "POST",
-        "path": COMPLETIONS,
-        "query": b"",
-        "headers": {},
-        "body": body,
-        "asked": read_asked(body),
-        "limits": Limits(),
-        "arrival": 0.0,
-        "request_id": "r",
-        "trace_parent": b"",
-    }
-    return Call(**{**fields, **changes})
-
 
 CHARACTERS = 'ab{}",:ö'
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.gateway.test_call import call_of
+from tests.helpers.gateway_calls import call_of
 from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
 from tgwui_k8s.gateway.call import CHAT, COMPLETIONS, Call
 from tgwui_k8s.gateway.dialects import DIALECTS, dialects_for

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.unit.gateway.test_call import call_of
+from tests.helpers.gateway_calls import call_of
 from tgwui_k8s.errors import UsageError
 from tgwui_k8s.gateway.tracing import NoTracing, OtlpTracing
 
