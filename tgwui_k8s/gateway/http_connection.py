@@ -228,6 +228,11 @@ class HttpConnection(asyncio.Protocol):
 
     # -- httptools ----------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """An answer begins; one that nobody asked for must not be taken for the next one's."""
+        if self._exchange is None:
+            self.close()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._headers.append((name.lower(), value))

@@ -254,3 +254,18 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_nobodys_failure() 
             assert response.status_code == 200
         state = next(iter(stage.gateway.parts.fleet.states))
         assert state.num_failures == 0
+
+
+async def test_an_answer_that_nobody_asked_for_reaches_nobody() -> None:
+    """Two answers to one request: the second ends the connection, and the next request gets its
+    own answer, on a new one."""
+    evil = answer(200, b'{"said":"evil"}')
+    async with scene(1, endpoint_poll_seconds=60.0) as stage:
+        client = stage.gateway.parts._client
+        for raw in (GOOD + evil, GOOD + evil[:20]):
+            response = await stage.post([Plan(raw=raw)])
+            assert response.json()["said"] == "good"
+            await until(lambda: client.num_connections == 0)
+            assert (await stage.post([])).json()["said"] == "good"
+        state = next(iter(stage.gateway.parts.fleet.states))
+        assert state.num_failures == 0
