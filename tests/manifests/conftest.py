@@ -22,8 +22,11 @@ from tests.helpers.manifests.rendering import (
 )
 from tests.helpers.server_process import PYTHON, ServerProcess
 
-ENGINE_OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/gpu-shared", "overlays/neuron")
-"""What components can be put upon; vLLM's have no engine of ours."""
+WITHOUT_OUR_ENGINE = ("components/gateway", "components/karpenter", "components/logging")
+"""What can be put upon an overlay that runs vLLM instead."""
+
+SENSELESS = {("overlays/upstream", "components/kserve")}
+"""KServe's runtime is our engine, not text-generation-webui itself."""
 
 NEED_THE_PLATFORM = ("models/", "examples/argo-workflows")
 """Applied after an overlay, which makes their namespace and claim."""
@@ -48,8 +51,10 @@ def _renders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]
     ]
     together = [
         (overlay, component)
-        for overlay in ENGINE_OVERLAYS
+        for overlay in kustomizations("overlays")
         for component in kustomizations("components")
+        if ("vllm" not in overlay or component in WITHOUT_OUR_ENGINE)
+        and (overlay, component) not in SENSELESS
     ]
 
     def one(name: str) -> list[Object]:

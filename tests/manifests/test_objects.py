@@ -34,7 +34,7 @@ from tests.helpers.manifests.rendering import (
 )
 from tests.helpers.manifests.schemas import CORE_GROUPS, custom_resource_problems, embedded_pods
 from tests.helpers.server_process import ServerProcess
-from tests.manifests.conftest import ENGINE_OVERLAYS, Tool
+from tests.manifests.conftest import Tool
 
 KUBERNETES = "1.35"
 """As in k8s/cluster/cluster.yaml."""
@@ -55,10 +55,9 @@ def test_there_is_what_the_documentation_promises(renders: Renders) -> None:
             "without-efs",
         )
     }
-    assert set(ENGINE_OVERLAYS) <= set(renders)
-    assert {name for name in renders if "multinode" in name} == {
-        "overlays/vllm-multinode/kuberay",
-        "overlays/vllm-multinode/leader-worker-set",
+    assert set(kustomizations("overlays")) >= {
+        *(f"overlays/{name}" for name in ("cpu", "gpu", "gpu-shared", "neuron")),
+        *(f"overlays/vllm-multinode/{name}" for name in ("kuberay", "leader-worker-set")),
     }
     assert min(len(objects) for objects in renders.values()) >= 5
 

@@ -128,27 +128,29 @@ async def test_roll_out_without_spare_cards_loses_no_stream(
 
 
 @pytest.mark.parametrize(
-    ("mistake", "words"),
+    ("mistake", "words", "questions"),
     [
-        # SIGTERM before everybody has heard that the pod leaves.
-        ({"pre_stop": 0.0}, "draining|Connect"),
+        # SIGTERM before everybody has heard that the pod leaves: somebody asks in that second.
+        ({"pre_stop": 0.0}, "draining|Connect", QUESTIONS[:4]),
         # Killed with streams under way.
-        ({"grace": 2.0}, "ended without|payload|Disconnected|reset"),
+        ({"grace": 2.0}, "ended without|payload|Disconnected|reset", QUESTIONS),
         # Told to end them too soon.
-        ({"drain_timeout": 0.5}, "shutting down"),
+        ({"drain_timeout": 0.5}, "shutting down", QUESTIONS),
     ],
     ids=["no preStop", "short grace", "short drain"],
 )
 async def test_wrong_numbers_lose_streams(
     mistake: dict[str, float],
     words: str,
+    questions: list[Question],
     pod_network: Network,
     answers: dict[Question, Answer],
 ) -> None:
     """The same test with one number made wrong sees streams lost, for that number's reason."""
     right = numbers_of(render(K8S / "overlays/cpu"), scale=SCALE)
     numbers = replace(right, **mistake)  # type: ignore[arg-type]
-    deployment, load = make(pod_network, numbers, answers)
+    chosen = {question: answers[question] for question in questions}
+    deployment, load = make(pod_network, numbers, chosen)
     async with deployment, under_load(deployment, load, replicas=2, num_clients=60):
         await deployment.scale(1)
 

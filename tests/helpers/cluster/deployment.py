@@ -11,7 +11,7 @@ from tests.helpers.cluster.network import Network
 from tests.helpers.cluster.numbers import Numbers
 from tests.helpers.cluster.pod import Pod
 
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 150.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Deployment:
         self._closed_nodes: set[str] = set()
         self._starting: set[asyncio.Future[None]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._errors: list[BaseException] = []
         self.pods: list[Pod] = []
         self.departures: list[Departure] = []
         self.endpoints: tuple[str, ...] = ()
@@ -160,6 +161,8 @@ class Deployment:
 
     def _has_left(self, task: asyncio.Task[None]) -> None:
         self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._errors.append(error)
         self._changed.set()
 
     def _staying(self) -> list[Pod]:
@@ -182,7 +185,13 @@ class Deployment:
     async def _until(self, is_so: Callable[[], bool]) -> None:
         async def wait() -> None:
             while not is_so():
+                if self._errors:
+                    raise self._errors[0]
+                assert not any(pod.has_died for pod in self.pods), "a server ended by itself"
                 self._changed.clear()
                 await self._changed.wait()
 
-        await asyncio.wait_for(wait(), _PATIENCE_SECONDS)
+        try:
+            await asyncio.wait_for(wait(), _PATIENCE_SECONDS)
+        except asyncio.TimeoutError:
+            raise AssertionError(f"after {_PATIENCE_SECONDS:g} s still {self.pods}") from None

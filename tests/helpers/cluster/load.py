@@ -65,9 +65,9 @@ class Load:
         self, session: aiohttp.ClientSession, chance: random.Random, until: asyncio.Event
     ) -> None:
         questions = list(self.answers)
-        # Not all at once, so that streams are at every point of their way at every moment.
-        await asyncio.sleep(chance.random())
         while not until.is_set():
+            # Not all at once: at every moment somebody asks, and streams are at every point.
+            await asyncio.sleep(chance.random())
             question = chance.choice(questions)
             seen = self.endpoints()
             if not seen:

@@ -44,6 +44,12 @@ class Pod:
         """Where its server listens."""
         return f"http://{self.namespace.address}:{PORT}"
 
+    @property
+    def has_died(self) -> bool:
+        """Its server has ended although nobody told it to."""
+        ended = self._process is not None and self._process.returncode is not None
+        return ended and not self.is_terminating
+
     async def start(self) -> None:
         """Start the server; probes go on in the background."""
         limits = {
@@ -99,7 +105,7 @@ class Pod:
         timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             is_started, num_failures = False, 0
-            while True:
+            while not self.has_died:
                 if not is_started:
                     is_started = await self._answers(session, "/health/startup")
                 elif await self._answers(session, "/health/ready"):
@@ -110,6 +116,7 @@ class Pod:
                     if num_failures >= self.numbers.readiness_failures:
                         self._set_ready(False)
                 await asyncio.sleep(self.numbers.readiness_period)
+        self.on_change()
 
     async def _answers(self, session: aiohttp.ClientSession, path: str) -> bool:
         try:
