@@ -23,6 +23,7 @@ from tgwui_k8s.errors import (
     OverloadedError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    RateLimitedError,
     RequestError,
     TgwuiError,
     UnavailableError,
@@ -35,6 +36,7 @@ STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
     NotFoundError: (404, "invalid_request_error"),
     MethodNotAllowedError: (405, "invalid_request_error"),
     PayloadTooLargeError: (413, "invalid_request_error"),
+    RateLimitedError: (429, "rate_limit_error"),
     InternalError: (500, "server_error"),
     UnavailableError: (503, "server_error"),
     DeadlineExceededError: (504, "server_error"),
@@ -51,6 +53,7 @@ ANTHROPIC_STATUS_AND_TYPE: dict[type[TgwuiError], tuple[int, str]] = {
     NotFoundError: (404, "not_found_error"),
     MethodNotAllowedError: (405, "invalid_request_error"),
     PayloadTooLargeError: (413, "request_too_large"),
+    RateLimitedError: (429, "rate_limit_error"),
     InternalError: (500, "api_error"),
     UnavailableError: (503, "overloaded_error"),
     OverloadedError: (529, "overloaded_error"),
@@ -95,6 +98,9 @@ def error_headers(error: RequestError) -> dict[str, str]:
     """What clients act upon: when to come back, and whether to try again at all."""
     if isinstance(error, UnavailableError):
         return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, RateLimitedError):
+        retry = {} if error.is_retryable else {"x-should-retry": "false"}
+        return {"retry-after": str(error.retry_after_seconds), **retry}
     is_final = isinstance(error, InternalError) and not error.retryable
     if is_final or isinstance(error, DeadlineExceededError):
         return {"x-should-retry": "false"}

@@ -19,6 +19,7 @@
     │   ├── NotFoundError           unknown model or route                             404
     │   ├── MethodNotAllowedError                                                      405
     │   ├── PayloadTooLargeError                                                       413
+    │   ├── RateLimitedError        the key's quota is used up for now                 429
     │   ├── UnavailableError        try again later                                    503
     │   │   ├── OverloadedError     the waiting queue is full
     │   │   ├── DrainingError       the server is shutting down
@@ -141,6 +142,20 @@ class PayloadTooLargeError(RequestError):
     """The request body exceeds the cap."""
 
     code = "payload_too_large"
+
+
+class RateLimitedError(RequestError):
+    """The key has used up what it may; `retry_after_seconds` says when there is more."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, retry_after_seconds: int) -> None:
+        """`limit`: requests, tokens, concurrency, or budget, for which to wait is of no use."""
+        is_budget = limit == "budget"
+        super().__init__(message, code="insufficient_quota" if is_budget else None)
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+        self.is_retryable = not is_budget
 
 
 class UnavailableError(RequestError):

@@ -28,17 +28,20 @@ from tgwui_k8s.errors import (
     MethodNotAllowedError,
     NotFoundError,
     PayloadTooLargeError,
+    RateLimitedError,
     RequestError,
 )
 from tgwui_k8s.gateway.call import Asked, Call, read_asked
 from tgwui_k8s.gateway.downstream import JSON_HEADER, ClientAnswer
 from tgwui_k8s.gateway.event_stream import frame
 from tgwui_k8s.gateway.http_connection import Headers
-from tgwui_k8s.gateway.keys import Keys
+from tgwui_k8s.gateway.keys import Keys, check_model
 from tgwui_k8s.gateway.limits import Limits, limits_of
 from tgwui_k8s.gateway.metrics import OTHER_MODEL, GatewayMetrics
+from tgwui_k8s.gateway.quotas.meter import Meter
+from tgwui_k8s.gateway.quotas.meters import Meters
 from tgwui_k8s.gateway.relay import PassedOnError, Relay
-from tgwui_k8s.gateway.routes import GENERATION_PATHS, OwnRoutes
+from tgwui_k8s.gateway.routes import GENERATION_PATHS, OwnRoutes, Visit
 from tgwui_k8s.gateway.tracing import CallSpan, Tracing
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
@@ -64,6 +67,7 @@ class GatewayApp:
         relay: Relay,
         own_routes: OwnRoutes,
         keys: Keys,
+        meters: Meters,
         metrics: GatewayMetrics,
         tracing: Tracing,
         *,
@@ -75,6 +79,7 @@ class GatewayApp:
         self._relay = relay
         self._own_routes = own_routes
         self._keys = keys
+        self._meters = meters
         self._metrics = metrics
         self._tracing = tracing
         self._limits = limits
@@ -124,8 +129,9 @@ class GatewayApp:
         request.route = route.name
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowedError(f"{request.method} is not accepted at this URL.")
-        self._keys.check_route(request.path, request.headers)
-        status, headers, body = route.answer(request.path, request.headers)
+        key = self._keys.check_route(request.path, request.headers)
+        visit = Visit(request.path, request.headers, key)
+        status, headers, body = route.answer(visit)
         await answer.whole(status, headers, b"" if request.method == "HEAD" else body)
 
     async def _relay_call(self, request: _Request, answer: ClientAnswer) -> None:
@@ -136,6 +142,7 @@ class GatewayApp:
             raise DrainingError("The gateway is shutting down.", retry_after_seconds=1)
         body = await request.body(self._max_body_bytes)
         asked = read_asked(body) if body else Asked()
+        check_model(key, asked.model)
         call = Call(
             method="POST",
             path=request.path,
@@ -150,14 +157,22 @@ class GatewayApp:
             key_name=key.name,
         )
         request.call = call
+        request.meter = meter = self._meters.meter_of(key, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we run in it
         self._calls[task] = call
         self._metrics.in_flight.inc()
         watcher = asyncio.ensure_future(_cancel_when_gone(request.receive, answer, task))
         try:
+            if meter is not None:
+                await meter.reserve()
             await self._relay.answer(call, answer)
+        except RateLimitedError as error:
+            self._metrics.count_rate_limited(key.name, error.limit)
+            raise
         finally:
+            if meter is not None:
+                self._meters.settle_soon(meter, answer.status)
             watcher.cancel()
             del self._calls[task]
             self._metrics.in_flight.dec()
@@ -233,6 +248,7 @@ class _Request:
         self.trace_id, self.trace_parent = trace_of(self.headers.get(b"traceparent"))
         self.route = "other"
         self.call: Call | None = None
+        self.meter: Meter | None = None
         self.span: CallSpan | None = None
         self.is_gone = False
         request_id_var.set(self.request_id.decode())
@@ -282,6 +298,8 @@ class _Request:
                 (b"x-gateway-endpoint", self.call.endpoint_names[-1].encode("ascii", "replace")),
                 (b"x-gateway-overhead-ms", b"%.3f" % (max(0.0, overhead) * 1000)),
             ]
+        if self.meter is not None:
+            headers += self.meter.headers()
         return headers
 
 

@@ -40,6 +40,7 @@ class Asked(msgspec.Struct, kw_only=True, gc=False):
     logprobs: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    max_output_tokens: Any = None
     prompt: Raw | UnsetType = UNSET
     messages: Raw | UnsetType = UNSET
 
@@ -89,6 +90,11 @@ class Call:
     def model(self) -> str | None:
         """The model that is asked for by name."""
         return self.asked.model if isinstance(self.asked.model, str) else None
+
+    @property
+    def span_id(self) -> str:
+        """Unique, also where clients send the same request id twice."""
+        return self.trace_parent.split(b"-")[2].decode()
 
     @property
     def priority(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping
 
 from tgwui_k8s.config import GatewaySettings, Settings
@@ -26,11 +27,14 @@ from tgwui_k8s.gateway.keys import Keys
 from tgwui_k8s.gateway.limits import Limits
 from tgwui_k8s.gateway.metrics import GatewayMetrics
 from tgwui_k8s.gateway.monitor import EndpointMonitor
+from tgwui_k8s.gateway.quotas.meters import Meters
 from tgwui_k8s.gateway.relay import Relay, RelayLimits
 from tgwui_k8s.gateway.routes import OwnRoutes
 from tgwui_k8s.gateway.tracing import NoTracing, OtlpTracing, Tracing
 
 _LONGEST_POLL_TIMEOUT_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -76,17 +80,25 @@ class Gateway:
             ),
             endpoint_key=lambda: key,
         )
+        self._meters = Meters(mine.redis_url)
+        keys = Keys(server)
+        if keys.are_limited and mine.redis_url is None:
+            logger.warning(
+                "each replica counts the limits of keys by itself: name a Redis in TGWUI_REDIS_URL"
+            )
         routes = OwnRoutes(
             self.fleet,
             self.metrics,
             is_started=self._is_started,
             is_draining=lambda: self.app.is_draining,
             num_waiting=self.admission.num_waiting,
+            limits_are_shared=lambda: self._meters.is_shared,
         )
         self.app = GatewayApp(
             relay,
             routes,
-            Keys(server),
+            keys,
+            self._meters,
             self.metrics,
             self._tracing,
             limits=Limits(
@@ -104,6 +116,7 @@ class Gateway:
         """Look for endpoints until cancelled."""
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self.metrics.watch_event_loop())]
+        tasks.append(loop.create_task(self._meters.run()))
         tasks += [loop.create_task(self._discover(one)) for one in self._discoveries]
         try:
             await asyncio.gather(*tasks)
@@ -124,6 +137,10 @@ class Gateway:
     def num_waiting(self) -> Mapping[str, int]:
         """Length of every model's queue."""
         return self.admission.num_waiting()
+
+    def limits_are_shared(self) -> bool:
+        """Whether limits of keys hold for all replicas together."""
+        return self._meters.is_shared
 
     async def _discover(self, discovery: Discovery) -> None:
         await discovery.run(lambda found: self.fleet.publish(discovery.name, found))

@@ -73,6 +73,9 @@ GATEWAY_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "attempt_failures_total", "counter", "Attempts that failed, by reason.", ("reason",)
     ),
+    MetricSpec(
+        "rate_limited_total", "counter", "Requests that a key's quota refused.", ("key", "limit")
+    ),
     MetricSpec("requests_in_flight", "gauge", "Requests that clients wait for.", ()),
     MetricSpec(
         "event_loop_lag_seconds",
@@ -86,6 +89,13 @@ GATEWAY_METRICS: tuple[MetricSpec, ...] = (
         "queue_size",
         "gauge",
         "Requests that wait for an engine: what scales a model up from zero.",
+        source="stats",
+    ),
+    MetricSpec(
+        "limits_shared",
+        "gauge",
+        "1 while limits of keys are counted in Redis; 0: by each replica for itself.",
+        (),
         source="stats",
     ),
     MetricSpec(
@@ -126,6 +136,10 @@ class Observed(Protocol):
 
     def num_waiting(self) -> Mapping[str, int]:
         """Length of every model's queue."""
+        ...
+
+    def limits_are_shared(self) -> bool:
+        """Whether limits of keys hold for all replicas together."""
         ...
 
 
@@ -196,6 +210,10 @@ class GatewayMetrics:
         """A stream broke off for good."""
         self._counters["interrupted_streams_total"].labels(model).inc()
 
+    def count_rate_limited(self, key_name: str, limit: str) -> None:
+        """A request was refused; `key_name` is the operator's."""
+        self._counters["rate_limited_total"].labels(key_name, limit).inc()
+
     def count_failure(self, reason: str) -> None:
         """An attempt has failed."""
         self._counters["attempt_failures_total"].labels(reason).inc()
@@ -225,7 +243,9 @@ class _ObservedCollector(Collector):
         observed = self._metrics.observed
         states = observed.endpoint_states() if observed is not None else ()
         num_waiting = observed.num_waiting() if observed is not None else {}
+        is_shared = observed is not None and observed.limits_are_shared()
         samples: Mapping[str, Sequence[tuple[str, float]]] = {
+            "limits_shared": [("", is_shared)],
             "queue_size": [(model or OTHER_MODEL, size) for model, size in num_waiting.items()],
             "endpoint_ready": [(s.name, s.is_ready) for s in states],
             "endpoint_requests_in_flight": [(s.name, s.num_in_flight) for s in states],
@@ -242,7 +262,7 @@ class _ObservedCollector(Collector):
             else:
                 family = GaugeMetricFamily(PREFIX + spec.name, spec.help, labels=spec.labels)
             for label, value in samples[spec.name]:
-                family.add_metric([label], value)
+                family.add_metric([label] if spec.labels else [], value)
             yield family
 
     def describe(self) -> list[Metric]:

@@ -14,6 +14,7 @@ from tgwui_k8s.gateway.downstream import JSON_HEADER
 from tgwui_k8s.gateway.endpoint import EndpointState
 from tgwui_k8s.gateway.fleet import Fleet
 from tgwui_k8s.gateway.http_connection import Headers
+from tgwui_k8s.gateway.key_file import ApiKey
 from tgwui_k8s.gateway.metrics import GatewayMetrics
 from tgwui_k8s.gateway.status_page import status_page
 
@@ -44,11 +45,20 @@ Answer = tuple[int, Headers, bytes]
 
 
 @dataclass(frozen=True, slots=True)
+class Visit:
+    """One request for such a route."""
+
+    path: str
+    headers: Mapping[bytes, bytes]
+    key: ApiKey
+
+
+@dataclass(frozen=True, slots=True)
 class OwnRoute:
     """One route; `name` is its label in metrics and log."""
 
     name: str
-    answer: Callable[[str, Mapping[bytes, bytes]], Answer]
+    answer: Callable[[Visit], Answer]
 
 
 class OwnRoutes:
@@ -62,6 +72,7 @@ class OwnRoutes:
         is_started: Callable[[], bool],
         is_draining: Callable[[], bool],
         num_waiting: Callable[[], Mapping[str, int]],
+        limits_are_shared: Callable[[], bool],
     ) -> None:
         """`is_started`: every discovery has looked once."""
         self._fleet = fleet
@@ -69,6 +80,7 @@ class OwnRoutes:
         self._is_started = is_started
         self._is_draining = is_draining
         self._num_waiting = num_waiting
+        self._limits_are_shared = limits_are_shared
         self._routes = {
             "/health": self._ready,
             "/health/live": self._live,
@@ -91,31 +103,32 @@ class OwnRoutes:
 
     # -- probes -------------------------------------------------------------------------------
 
-    def _live(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+    def _live(self, visit: Visit) -> Answer:
         """The event loop answers."""
         return _json(200, {"status": "ok"})
 
-    def _startup(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+    def _startup(self, visit: Visit) -> Answer:
         """Every discovery has looked once."""
         is_started = self._is_started()
         return _json(200 if is_started else 503, {"status": "ok" if is_started else "starting"})
 
-    def _ready(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+    def _ready(self, visit: Visit) -> Answer:
         """Requests are taken. Also without endpoints: they wait, which scales engines up."""
         if self._is_draining():
             return _json(503, {"status": "draining"})
-        return self._startup(path, headers)
+        return self._startup(visit)
 
     # -- models -------------------------------------------------------------------------------
 
-    def _models(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
-        cards = self._fleet.models
+    def _models(self, visit: Visit) -> Answer:
+        models = self._fleet.models
+        cards = {name: card for name, card in models.items() if visit.key.may_use(name)}
         return _json(200, {"object": "list", "data": [cards[name] for name in sorted(cards)]})
 
-    def _model(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
-        name = unquote(path[len(_MODELS) + 1 :])
+    def _model(self, visit: Visit) -> Answer:
+        name = unquote(visit.path[len(_MODELS) + 1 :])
         card = self._fleet.models.get(name)
-        if card is None:
+        if card is None or not visit.key.may_use(name):
             raise NotFoundError(
                 f"The model '{name[:200]}' does not exist.", param="model", code="model_not_found"
             )
@@ -123,16 +136,22 @@ class OwnRoutes:
 
     # -- for operators ------------------------------------------------------------------------
 
-    def _exposition(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
-        accept = headers.get(b"accept", b"").decode("latin-1")
+    def _exposition(self, visit: Visit) -> Answer:
+        accept = visit.headers.get(b"accept", b"").decode("latin-1")
         body, content_type = self._metrics.exposition(accept)
         return 200, [(b"content-type", content_type.encode())], body
 
-    def _endpoints(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+    def _endpoints(self, visit: Visit) -> Answer:
         endpoints = [describe(state) for state in self._fleet.states]
-        return _json(200, {"endpoints": endpoints, "waiting": dict(self._num_waiting())})
+        counted = "in Redis, for all replicas" if self._limits_are_shared() else "in this replica"
+        body = {
+            "endpoints": endpoints,
+            "waiting": dict(self._num_waiting()),
+            "limits_of_keys_are_counted": counted,
+        }
+        return _json(200, body)
 
-    def _page(self, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+    def _page(self, visit: Visit) -> Answer:
         endpoints = [describe(state) for state in self._fleet.states]
         body = status_page(endpoints, self._num_waiting())
         return 200, [(b"content-type", b"text/html; charset=utf-8")], body.encode()
