@@ -149,24 +149,18 @@ def test_an_engine_that_starts_again_has_its_adapters(server: ServerProcess) -> 
     before = text(server, "second")
     os.kill(server.engine.pid, signal.SIGKILL)
     wait_until(lambda: server.get("/health/ready").status_code != 200)
-    server.wait_until_ready()
+    wait_until(lambda: server.get("/health/ready").status_code == 200, seconds=120)
     assert text(server, "second") == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--lora", "a=/nowhere"), "there is no adapter /nowhere"),
-        (("--lora", "=x"), "is not of the form NAME=PATH"),
-        (("--lora", "a=/x", "--lora", "a=/y"), "names the adapter 'a' twice"),
-    ],
-)
-def test_flags_that_are_wrong_end_the_start(flags: tuple[str, ...], words: str) -> None:
+def test_an_adapter_that_is_not_there_ends_the_start() -> None:
     """Before any weights are read."""
-    with ModelServer("--model", "demo", *flags) as server:
-        assert server.process.wait(60) in (2, 3)
+    with ModelServer("--model", "demo", "--lora", "a=/nowhere") as server:
+        assert server.process.wait(60) == 3
         server.wait()
-        assert words in server.errors.decode() + b"".join(server.lines).decode()
+        assert "there is no adapter /nowhere" in (
+            server.errors.decode() + b"".join(server.lines).decode()
+        )
 
 
 def test_a_loader_without_adapters_says_so(folder: Path) -> None:
