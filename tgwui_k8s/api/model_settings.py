@@ -11,9 +11,7 @@ from tgwui_k8s.errors import InvalidRequestError, UsageError
 from tgwui_k8s.setting_field import nearest, setting_fields
 from tgwui_k8s.settings import check_settings
 
-OPERATOR_ONLY = frozenset(
-    {"model_dir", "trust_remote_code", "chat_template", "lora", "lora_dir"}
-)
+OPERATOR_ONLY = frozenset({"model_dir", "trust_remote_code", "chat_template", "lora", "lora_dir"})
 """They decide which files are read and whose code runs: the operator's, at the start."""
 
 ALLOWED = frozenset(
