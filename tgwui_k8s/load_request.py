@@ -16,7 +16,7 @@ from tgwui_k8s.settings import loader_options
 from tgwui_k8s.storage.adapter_dir import named_adapters
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.infer import infer_loader
-from tgwui_k8s.storage.loader_names import FAKE, NEURON, canonical_loader_name
+from tgwui_k8s.storage.loader_names import FAKE, LLAMA_CPP, NEURON, canonical_loader_name
 from tgwui_k8s.storage.model_dir import DEMO, resolve_model
 
 AUTO = "auto"
@@ -80,23 +80,24 @@ def _adapters(model: ModelSettings, path: Path) -> dict[str, str] | None:
 def _options(settings: Settings, loader: str) -> dict[str, str]:
     """What `--loader-option` says, and the flags that are the chosen loader's options.
 
-    Raises `UnsupportedModelError` for Neuron's flags with another loader.
+    Raises `UnsupportedModelError` for one loader's flags with another.
     """
     options = loader_options(settings.model.loader_option)
     if settings.model.load_in_8bit or settings.model.load_in_4bit:
         options.setdefault("weights", "int8" if settings.model.load_in_8bit else "int4")
     if settings.engine.gpu_memory_fraction is not None:
         options.setdefault("gpu_memory_fraction", str(settings.engine.gpu_memory_fraction))
-    for field in fields(settings.neuron):
-        value = getattr(settings.neuron, field.name)
-        if value == field.default:
-            continue
-        if loader != NEURON:
-            raise UnsupportedModelError(
-                f"--{field.name.replace('_', '-')} is for the loader {NEURON}, and "
-                f"'{settings.model.model}' gets {loader}: leave it out, or say --loader {NEURON}"
-            )
-        options.setdefault(field.name.removeprefix("neuron_"), str(value))
+    for section, owner in ((settings.neuron, NEURON), (settings.llama_cpp, LLAMA_CPP)):
+        for field in fields(section):
+            value = getattr(section, field.name)
+            if value == field.default:
+                continue
+            if loader != owner:
+                raise UnsupportedModelError(
+                    f"--{field.name.replace('_', '-')} is for the loader {owner}, and "
+                    f"'{settings.model.model}' gets {loader}: leave it out, or say --loader {owner}"
+                )
+            options.setdefault(field.name.removeprefix("neuron_"), str(value))
     return options
 
 

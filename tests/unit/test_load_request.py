@@ -178,3 +178,15 @@ def test_adapters_may_come_later(model_dir: Path) -> None:
     """With a directory of adapters the loader must run them, with neither flag it need not."""
     assert request_for(model_dir, model="demo").adapters is None
     assert request_for(model_dir, model="demo", lora_dir="/loras").adapters == {}
+
+
+def test_flags_of_llama_cpp_are_its_options(tmp_path: Path) -> None:
+    """They reach the loader of a GGUF file under their own names, and no other loader."""
+    Layout("m.gguf", "llama.cpp").write(tmp_path)
+    flags = {"n_gpu_layers": 20, "no_mmap": True}
+
+    options = request_for(tmp_path, model="m.gguf", **flags).options
+    with pytest.raises(UnsupportedModelError, match=r"--n-gpu-layers is for the loader llama\.cpp"):
+        request_for(tmp_path, model="demo", **flags)
+
+    assert options == {"n_gpu_layers": "20", "no_mmap": "True"}

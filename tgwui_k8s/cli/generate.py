@@ -85,7 +85,7 @@ _SAMPLING = "Sampling"
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="Ends the text. Repeatable.", panel=_SAMPLING
 )
-@with_settings("model", "engine", "neuron")
+@with_settings("model", "engine", "neuron", "llama_cpp")
 def generate(
     settings: Settings,
     provenance: Provenance,

@@ -24,6 +24,7 @@ _PANELS = {
     "model": "Model",
     "engine": "Engine",
     "neuron": "AWS Neuron",
+    "llama_cpp": "llama.cpp (GGUF)",
     "server": "Server",
     "webui": "Web page",
     "gateway": "Gateway",

@@ -14,7 +14,7 @@ from tgwui_k8s.settings import Provenance
 
 
 @click.command()
-@with_settings("model", "engine", "neuron", "server", "webui", "observability")
+@with_settings("model", "engine", "neuron", "llama_cpp", "server", "webui", "observability")
 @click.pass_context
 def serve(ctx: click.Context, settings: Settings, provenance: Provenance) -> None:
     """Serve a model over HTTP.

@@ -10,20 +10,38 @@ import asyncio
 import threading
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from tgwui_k8s.contract import Backend, EngineStats, GenerationRequest
 from tgwui_k8s.engine.channel import EngineChannel
 from tgwui_k8s.engine.messages import (
     AbortRequest,
+    AdapterChanged,
     AddRequest,
     Heartbeat,
+    LoadAdapter,
     Rejected,
     RequestDeltas,
     Shutdown,
     StepOutput,
     ToEngine,
+    UnloadAdapter,
 )
 from tgwui_k8s.errors import UnavailableError
+
+
+@runtime_checkable
+class AdapterBackend(Protocol):
+    """A `Backend` that runs LoRA adapters (`Capabilities.adapters`)."""
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests name the adapter in `folder`."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run go on with it."""
+        ...
 
 
 class BackendHost:
@@ -85,6 +103,17 @@ class BackendHost:
             if task is not None:
                 self._ending.add(task)
                 task.cancel()
+        elif isinstance(message, (LoadAdapter, UnloadAdapter)):
+            channel.send(self._change_adapters(message))
+
+    def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> AdapterChanged:
+        if not isinstance(self._backend, AdapterBackend):
+            return AdapterChanged("UnsupportedModelError", "this loader runs no LoRA adapters")
+        if isinstance(message, UnloadAdapter):
+            self._backend.unload_adapter(message.name)
+        else:
+            self._backend.load_adapter(message.name, Path(message.folder))
+        return AdapterChanged()
 
     def _add(self, request: GenerationRequest, channel: EngineChannel) -> None:
         num_waiting = len(self._tasks) - self._backend.stats.num_requests_running
@@ -103,6 +132,10 @@ class BackendHost:
                 channel.send(StepOutput(output, self._backend.stats))
         except UnavailableError as error:
             channel.send(Rejected(request.request_id, error.message))
+        except asyncio.CancelledError:
+            # No more deltas come that would tell the new figures.
+            channel.send(StepOutput([], self._backend.stats))
+            raise
 
     def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(request_id, None)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,13 +22,16 @@ from tgwui_k8s.engine.backend_host import BackendHost
 from tgwui_k8s.engine.channel import EngineChannel, FrameSplitter, encode_frame
 from tgwui_k8s.engine.messages import (
     AbortRequest,
+    AdapterChanged,
     AddRequest,
     FromEngine,
     Heartbeat,
+    LoadAdapter,
     Rejected,
     Shutdown,
     StepOutput,
     ToEngine,
+    UnloadAdapter,
 )
 from tgwui_k8s.errors import OverloadedError
 from tgwui_k8s.sampling import SamplingParams
@@ -41,6 +45,7 @@ class ToyBackend:
     def __init__(self) -> None:
         self.stats = EngineStats()
         self.aborted: list[tuple[str, int | None]] = []
+        self.adapters: dict[str, Path] = {}
         self.is_closed = False
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenDelta]]:
@@ -60,6 +65,12 @@ class ToyBackend:
 
     def abort_choice(self, request_id: str, index: int) -> None:
         self.aborted.append((request_id, index))
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        self.adapters[name] = folder
+
+    def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     async def close(self) -> None:
         self.is_closed = True
@@ -134,6 +145,17 @@ def test_toy_is_a_backend() -> None:
     assert isinstance(ToyBackend(), Backend)
 
 
+def test_adapters_are_the_backends(hosted: Hosted) -> None:
+    """Loading and unloading reach a backend that runs adapters, and each is answered."""
+    hosted.api.send(LoadAdapter("tale", "/adapters/tale"))
+    assert hosted.api.receive() == AdapterChanged()
+    assert hosted.backend.adapters == {"tale": Path("/adapters/tale")}
+
+    hosted.api.send(UnloadAdapter("tale"))
+    assert hosted.api.receive() == AdapterChanged()
+    assert hosted.backend.adapters == {}
+
+
 def test_deltas_go_out_as_they_come(hosted: Hosted) -> None:
     """Each list of deltas is one message."""
     hosted.add("a", 5, 6)
@@ -165,6 +187,7 @@ def test_too_many_requests_are_rejected(hosted: Hosted) -> None:
     hosted.add("d", 98)
 
     assert first == Rejected("c", "The waiting queue is full. Please try again later.")
+    assert isinstance(hosted.api.receive(), StepOutput)  # the figures without "a"
     assert hosted.api.receive() == Rejected("d", "no room")
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
@@ -50,8 +51,11 @@ class VLLMBackend:
 
     @property
     def stats(self) -> EngineStats:
-        """vLLM's newest figures."""
-        return self._collector.stats
+        """vLLM's newest figures; it tells none when the last request was aborted."""
+        stats = self._collector.stats
+        if self._choices:
+            return stats
+        return replace(stats, num_requests_running=0, num_requests_waiting=0, kv_cache_usage=0.0)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Know an adapter; vLLM reads it with the first request that names it."""

@@ -27,6 +27,10 @@ OPTIONS: dict[str, str] = {
 }
 
 
+_OUR_NAMES = {"gpu_memory_fraction": "gpu_memory_utilization"}
+"""What a setting of ours is called there."""
+
+
 def _switch(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError("not true or false")
@@ -81,6 +85,7 @@ def _read(options: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, text in options.items():
         name = key.replace("-", "_")
+        name = _OUR_NAMES.get(name, name)
         if name not in OPTIONS:
             raise UnsupportedModelError(
                 f"loader 'vLLM' has no option '{key[:100]}'; it has: {', '.join(OPTIONS)}"
@@ -89,4 +94,5 @@ def _read(options: Mapping[str, str]) -> dict[str, Any]:
             found[name] = _READERS.get(name, str)(text)
         except ValueError as error:
             raise UnsupportedModelError(f"{key}={text[:100]}: {error}") from None
-    return {**found, **found.pop("engine_args", {})}
+    more = found.pop("engine_args", {})
+    return {**found, **more}
