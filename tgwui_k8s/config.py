@@ -88,6 +88,7 @@ class ModelSettings:
         "functiongemma",
         "gemma",
         "granite",
+        "harmony",
         "hermes",
         "llama3-json",
         "mistral",
