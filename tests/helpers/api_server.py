@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.helpers.fake_backend import FakeBackend
-from tgwui_k8s.api import chat, completions, embeddings, invocations, messages, responses
+from tgwui_k8s.api import chat, completions, embeddings, invocations, messages, models, responses
 from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.errors import HANDLED, handle_error
 from tgwui_k8s.api.middleware import BodyLimit, RequestMiddleware
@@ -86,7 +86,7 @@ def make_state(
 def make_app(state: ServerState) -> FastAPI:
     """The generation routes with the middleware and error handlers they live with."""
     app = FastAPI()
-    for module in (completions, chat, messages, responses, embeddings, invocations):
+    for module in (completions, chat, messages, models, responses, embeddings, invocations):
         app.include_router(module.create_router(state))
     for error_class in HANDLED:
         app.add_exception_handler(error_class, handle_error)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
-
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 
 from tgwui_k8s.ui.keys import COOKIE, SESSION_SECONDS
@@ -12,11 +11,7 @@ from tgwui_k8s.ui.keys import COOKIE, SESSION_SECONDS
 
 def session_cookie(headers: Headers) -> str | None:
     """What the browser sent under our name."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return None if found is None else found.value
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE)
 
 
 def set_session(response: Response, value: str, headers: Headers, root_path: str) -> None:
