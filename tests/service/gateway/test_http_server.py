@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
 from tests.helpers.gateway import until
 from tests.helpers.gateway_scene import scene
 from tgwui_k8s.gateway import http_server
+from tgwui_k8s.gateway.failures import PhaseTimeoutError
 from tgwui_k8s.gateway.http_client import HttpClient, Origin
 
 
@@ -56,6 +59,25 @@ async def test_a_large_head_is_refused_on_kept_connections_too(is_first: bool) -
         writer.write(b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 9_000 + b"\r\n")
         assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 431")
         writer.close()
+
+
+async def test_a_machine_that_does_not_answer_costs_the_time_to_connect() -> None:
+    """A listener whose backlog is full drops what else comes, as a dead node does: the client gives
+    up in time, and nothing stays open."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        client = HttpClient()
+        origin = Origin("127.0.0.1", listener.getsockname()[1])
+        with pytest.raises(PhaseTimeoutError) as caught:
+            await client.start(origin, b"", connect_seconds=0.2)
+        assert caught.value.reason == "timeout_connect"
+        assert client.num_connections == 0
 
 
 async def test_a_connection_made_for_nobody_is_closed() -> None:
