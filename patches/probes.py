@@ -87,6 +87,12 @@ def _awaited(function: str, name: str) -> list[Edit]:
     ]
 
 
+def _let_streams_in(node: cst.CSTNode) -> cst.CSTNode:
+    """They wait for the lock, where `/metrics` sees them, and not before it."""
+    code = "asyncio.Semaphore(tgwui_k8s_serving.MAX_STREAMS)"
+    return node.with_changes(value=cst.parse_expression(code))
+
+
 def _own_thread(function: str, **limits: Any) -> Edit:
     """Since 2026 they share forty threads, in which streams wait for the one that runs."""
     return replace(
@@ -139,12 +145,15 @@ PATCH = Patch(
         ),
         decorate(SCRIPTS, "handle_load_model(request_data)", OFF_LOOP),
         *(decorate(SCRIPTS, function, OFF_LOOP, if_scope=True) for function in BLOCKING_ROUTES),
-        replace(
+        change(
             SCRIPTS,
             "",
-            "asyncio.Semaphore(1)",
-            call("asyncio.Semaphore"),
-            "asyncio.Semaphore(tgwui_k8s_serving.MAX_STREAMS)",
+            "streaming_semaphore = asyncio.Semaphore(1)",
+            m.Assign(
+                targets=[m.AssignTarget(target=m.Name("streaming_semaphore"))],
+                value=call("asyncio.Semaphore"),
+            ),
+            _let_streams_in,
             "tgwui_k8s_serving.MAX_STREAMS",
             is_optional=True,
         ),
