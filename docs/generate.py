@@ -156,10 +156,11 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def with_settings(readme: str) -> str:
-    """README.md with a fresh table of settings between its two marks."""
+    """README.md with a fresh table of the server's settings between its two marks."""
     before, rest = readme.split(TABLE_BEGINS)
     _, after = rest.split(TABLE_ENDS)
-    rows = (_setting_row(field) for field in setting_fields().values())
+    served = (field for field in setting_fields().values() if field.section != "gateway")
+    rows = (_setting_row(field) for field in served)
     short = ((flag or variable, default, meaning) for flag, variable, default, meaning in rows)
     settings = table(("setting", "default", "meaning"), short)
     return f"{before}{TABLE_BEGINS}\n{settings}{TABLE_ENDS}{after}"
