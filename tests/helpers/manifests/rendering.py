@@ -25,7 +25,7 @@ class RenderError(Exception):
     """kustomize refuses; its words."""
 
 
-PARTS = {"shared", "engine", "chat", "embeddings"}
+PARTS = {"common", "engine", "chat", "embeddings"}
 """Folders that are parts of the kustomization above them, or beside them."""
 
 
