@@ -46,6 +46,7 @@ class Asked(msgspec.Struct, kw_only=True, gc=False):
 
 
 _decoder = msgspec.json.Decoder(Asked)
+_raw_list = msgspec.json.Decoder(list[Raw])
 _encode = msgspec.json.encode
 
 
@@ -132,8 +133,9 @@ class Call:
         prompt = bytes(self.asked.prompt) if isinstance(self.asked.prompt, Raw) else b""
         if not prompt.startswith(b"["):
             return 1
-        prompts = msgspec.json.decode(prompt)
-        return 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
+        prompts = _raw_list.decode(prompt)  # Token ids may be many: none of them is made.
+        is_several = bool(prompts) and bytes(prompts[0])[:1] in (b'"', b"[")
+        return len(prompts) if is_several else 1
 
     def note_usage(self, usage: object) -> None:
         """Take the figures of a `usage` member, in OpenAI's words or Anthropic's."""
