@@ -233,9 +233,9 @@ def test_service_links_of_kubernetes_are_left_alone() -> None:
         "TGWUI_SERVICE_PORT_HTTP_API": "5000",
         "TGWUI_PORT_5000_TCP": "tcp://10.0.0.1:5000",
         "TGWUI_PORT_5000_TCP_ADDR": "10.0.0.1",
-        "TGWUI_GATEWAY_SERVICE_HOST": "10.0.0.2",
-        "TGWUI_GATEWAY_PORT": "tcp://10.0.0.2:3000",
-        "TGWUI_GATEWAY_PORT_3000_TCP_PROTO": "tcp",
+        "TGWUI_NEIGHBOUR_SERVICE_HOST": "10.0.0.2",
+        "TGWUI_NEIGHBOUR_PORT": "tcp://10.0.0.2:3000",
+        "TGWUI_NEIGHBOUR_PORT_3000_TCP_PROTO": "tcp",
     }
     settings, provenance = load_settings({}, environ)
 

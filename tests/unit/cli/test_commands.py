@@ -59,16 +59,18 @@ def test_help_teaches_commands_and_examples(run: Run) -> None:
     assert "tgwui-k8s serve" in result.stdout
 
 
-def test_every_setting_is_in_the_help_of_serve(run: Run) -> None:
+@pytest.mark.parametrize("command", ["serve", "gateway"])
+def test_every_setting_is_in_the_help_of_its_command(run: Run, command: str) -> None:
     """Flag and variable of each setting; secrets have no flag."""
-    result = run("serve", "--help", env={"COLUMNS": "300"})
+    result = run(command, "--help", env={"COLUMNS": "300"})
 
     for field in setting_fields().values():
-        assert (f"{field.flag} " in result.stdout or f"{field.flag}/" in result.stdout) is (
-            not field.secret
-        )
-        assert (f"[{field.variable}]" in result.stdout) is (not field.secret)
-    assert "[default: 5000]" in result.stdout
+        if (field.section == "gateway") is not (command == "gateway"):
+            continue
+        has_flag = f"{field.flag} " in result.stdout or f"{field.flag}/" in result.stdout
+        assert has_flag is not field.secret, field.name
+        assert (f"[{field.variable}]" in result.stdout) is not field.secret, field.name
+    assert f"[default: {5000 if command == 'serve' else 3000}]" in result.stdout
 
 
 def test_serve_starts_the_server_with_merged_settings(run: Run, served: list[Settings]) -> None:
@@ -270,7 +272,7 @@ def test_loaders_lists_what_each_needs(run: Run) -> None:
 def test_loaders_shows_the_options_of_one(run: Run) -> None:
     """Options come from the loader itself; an unknown loader is exit code 3."""
     assert "tokens_per_second" in run("loaders", "fake").stdout
-    assert "no options of its own" in run("loaders", "native").stdout
+    assert "no options of its own" in run("loaders", "embeddings").stdout
     assert run("loaders", "nope").exit_code == 3
 
 
