@@ -46,8 +46,8 @@ lock() {
       ;;
     gateway) # what tgwui_k8s.gateway and the command line import, and no more
       requirements=("$scratch/gateway.in")
-      printf '%s\n' click httptools msgspec prometheus-client pyyaml rich-click starlette uvicorn \
-        uvloop >"$scratch/gateway.in"
+      printf '%s\n' click httptools msgspec prometheus-client pyyaml redis rich-click starlette \
+        uvicorn uvloop >"$scratch/gateway.in"
       cp $pins "$constraints"
       ;;
     cpu)
