@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from tgwui_k8s.ui.cookies import clear_session, set_session
 from tgwui_k8s.ui.keys import Keyring
+from tgwui_k8s.ui.small_body import small_body
 from tgwui_k8s.ui.words import words_for
 
 MAX_FORM_BYTES = 16 * 1024
@@ -52,12 +53,8 @@ def login_routes(keyring: Keyring, root_path: str) -> list[BaseRoute]:
 
 async def _key(request: Request) -> str:
     """The form's only field, without what surrounds a pasted key; empty for anything else."""
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_FORM_BYTES:
-            return ""
-    fields = parse_qs(content.decode("utf-8", "replace"))
+    content = await small_body(request, MAX_FORM_BYTES)
+    fields = parse_qs((content or b"").decode("utf-8", "replace"))
     return fields.get("key", [""])[0].strip()
 
 

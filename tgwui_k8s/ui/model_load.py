@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tgwui_k8s.ui.keys import Login
-from tgwui_k8s.ui.proxy import authorization
+from tgwui_k8s.ui.proxy import authorization, error_answer
+from tgwui_k8s.ui.small_body import small_body
 
 LOAD_ROUTE = "/v1/internal/model/load"
 INTERVAL_SECONDS = 0.25
+MAX_BODY_BYTES = 64 * 1024
 
 _UNREACHABLE = {"message": "The API of this pod does not answer.", "code": "api_unreachable"}
 
@@ -32,8 +34,10 @@ class ModelLoad:
         self._client = client
 
     async def __call__(self, request: Request) -> Response:
-        """Server-sent events: `progress` until `done` or `error`."""
-        body = await request.body()
+        """Server-sent events: `progress` until `done` or `error`. Raises `ClientDisconnect`."""
+        body = await small_body(request, MAX_BODY_BYTES)
+        if body is None:
+            return error_answer(413, "payload_too_large", "The settings are too long.")
         events = self._events(body, request.scope["login"])
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)

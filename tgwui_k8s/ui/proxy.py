@@ -7,13 +7,16 @@ replica can serve any request. Bytes pass as they come; the browser's going away
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message
 
+from tgwui_k8s.api.sse import unless_gone
 from tgwui_k8s.ui.keys import Login
 
 GET_PATHS = frozenset(
@@ -69,22 +72,23 @@ class Proxy:
         self._client = client
 
     async def __call__(self, request: Request) -> Response:
-        """The API's answer, or why there is none."""
-        path = request.url.path.removeprefix("/api")
+        """The API's answer, or why there is none. Raises `ClientDisconnect`."""
+        path = f"/{request.path_params['path']}"
         allowed = POST_PATHS if request.method == "POST" else GET_PATHS
         if path not in allowed:
-            return _error(404, "not_found", "The page does not use this route.")
+            return error_answer(404, "not_found", "The page does not use this route.")
+        body = _Body(request)
         headers = {name: request.headers[name] for name in SENT if name in request.headers}
         asked = self._client.build_request(
             request.method,
-            httpx.URL(path=path, query=request.url.query.encode()),
+            httpx.URL(path=path, query=request.scope["query_string"]),
             headers={**headers, **authorization(request.scope["login"])},
-            content=request.stream() if request.method == "POST" else None,
+            content=body.chunks() if request.method == "POST" else None,
         )
         try:
-            answer = await self._client.send(asked, stream=True)
+            answer = await self._send(asked, body)
         except httpx.TransportError:
-            return _error(502, "api_unreachable", "The API of this pod does not answer.")
+            return error_answer(502, "api_unreachable", "The API of this pod does not answer.")
         returned = {name: answer.headers[name] for name in RETURNED if name in answer.headers}
         return StreamingResponse(
             _body(answer),
@@ -92,6 +96,43 @@ class Proxy:
             headers={**returned, "cache-control": "no-store", "x-accel-buffering": "no"},
             background=BackgroundTask(answer.aclose),
         )
+
+    async def _send(self, asked: httpx.Request, body: _Body) -> httpx.Response:
+        """The API's answer as far as its headers. Raises `ClientDisconnect`, `TransportError`.
+
+        A stream's headers come with its first token: who leaves the queue before must not keep
+        a place in it.
+        """
+        answers: list[httpx.Response] = []
+
+        async def send() -> None:
+            answers.append(await self._client.send(asked, stream=True))
+
+        await unless_gone(body.what_follows, send())
+        if not answers:
+            raise ClientDisconnect
+        return answers[0]
+
+
+class _Body:
+    """A request's body on its way to the API, and what the server says after its end."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._has_ended = asyncio.Event()
+        if request.method != "POST":
+            self._has_ended.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes as they come. Raises `ClientDisconnect`."""
+        async for chunk in self._request.stream():
+            yield chunk
+        self._has_ended.set()
+
+    async def what_follows(self) -> Message:
+        """The next message of the server that is not of the body."""
+        await self._has_ended.wait()
+        return await self._request.receive()
 
 
 async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -106,5 +147,6 @@ async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
         await answer.aclose()
 
 
-def _error(status: int, code: str, message: str) -> Response:
+def error_answer(status: int, code: str, message: str) -> Response:
+    """An error in the API's form."""
     return JSONResponse({"error": {"message": message, "code": code}}, status)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,7 +32,7 @@ def page(api: Api, login: Login = ANONYMOUS) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page")
 
 
-def with_login(app: ASGIApp, login: Login) -> ASGIApp:
+def with_login(app: ASGIApp, login: Login = ANONYMOUS) -> ASGIApp:
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "login": login}, receive, send)
 
@@ -136,14 +136,45 @@ async def test_a_browser_that_leaves_ends_the_request() -> None:
         if len(messages) == 3:
             streaming.set()
 
-    scope = {
-        **{"type": "http", "method": "GET", "path": "/api/metrics", "query_string": b""},
-        **{"headers": [], "server": ("page", 80), "scheme": "http", "login": ANONYMOUS},
-    }
-    response = await Proxy(client)(Request(scope))
-    await response(scope, receive, send)  # type: ignore[arg-type]
+    app = with_login(Starlette(routes=[Route("/api/{path:path}", Proxy(client).__call__)]))
+    scope = {"type": "http", "method": "GET", "path": "/api/metrics", "query_string": b""}
+    await app({**scope, "headers": []}, receive, send)  # type: ignore[arg-type]
 
     assert closed.is_set()
+
+
+async def test_a_browser_that_leaves_the_queue_ends_the_request() -> None:
+    """Before the first byte of the answer too: nobody waits for nobody."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def api(request: httpx.Request) -> httpx.Response:
+        assert await request.aread() == b"{}"
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError("unreachable")
+
+    messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+    async def receive() -> dict[str, object]:
+        if message := next(messages, None):
+            return message
+        await asked.wait()
+        return {"type": "http.disconnect"}
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(api), base_url="http://api")
+    request = Request(
+        {
+            **{"type": "http", "method": "POST", "headers": [], "query_string": b""},
+            **{"path_params": {"path": "v1/completions"}, "login": ANONYMOUS},
+        },
+        receive,  # type: ignore[arg-type]
+    )
+    with pytest.raises(ClientDisconnect):
+        await asyncio.wait_for(Proxy(client)(request), 10)
+    assert ended.is_set()
 
 
 @pytest.fixture(name="quick")
@@ -212,3 +243,14 @@ async def test_a_load_that_fails_says_why(
 
     assert told[-1] == ("error", error)
     assert all(event == ("progress", {}) for event in told[:-1])
+
+
+async def test_settings_of_a_megabyte_are_not_read() -> None:
+    """The page's memory is the pod's."""
+
+    def api(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("asked")
+
+    answer = await page(api).post("/page/load", content=b"x" * 1_000_000)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
