@@ -16,6 +16,8 @@ def session_cookie(headers: Headers) -> str | None:
 
 def set_session(response: Response, value: str, headers: Headers, root_path: str) -> None:
     """Scripts cannot read it, other sites' forms do not send it, HTTPS keeps it."""
+    # Of several proxies the first is the one that the browser asked.
+    scheme = headers.get("x-forwarded-proto", "http").partition(",")[0].strip()
     response.set_cookie(
         COOKIE,
         value,
@@ -23,7 +25,7 @@ def set_session(response: Response, value: str, headers: Headers, root_path: str
         path=root_path or "/",
         httponly=True,
         samesite="lax",
-        secure=headers.get("x-forwarded-proto", "http") == "https",
+        secure=scheme == "https",
     )
 
 

@@ -8,22 +8,27 @@ anything away.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgwui_k8s.ui.cookies import session_cookie
 from tgwui_k8s.ui.keys import ANONYMOUS, Keyring
+from tgwui_k8s.ui.proxy import error_answer
 
 PAGE_HEADER = "x-tgwui-page"
 """On every request that our script makes: other sites' pages cannot send it."""
 
-OPEN = ("/login", "/assets/", "/static/", "/theme.css", "/favicon.ico")
+OPEN = frozenset({"/login", "/theme.css", "/favicon.ico"})
+OPEN_FOLDERS = ("/assets/", "/static/")
 """The login and files that are the same for everybody; they hold nothing of anybody's."""
 
-PROTECTED = ("/api/", "/page/", "/logout")
+PROTECTED = frozenset({"/", "/logout"})
+PROTECTED_FOLDERS = ("/api/", "/page/")
 
 POLICY = "; ".join(
     (
@@ -63,7 +68,9 @@ class Gate:
         path = self._strip(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode()}
         refusal = self._refuse(scope, Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, self._with_headers(path, send))
+        # Who goes away in the middle of a request is not a fault of ours to log.
+        with suppress(ClientDisconnect):
+            await (refusal or self._app)(scope, receive, self._with_headers(path, send))
 
     def _strip(self, path: str) -> str:
         """The path without our prefix, whether or not the proxy has stripped it already."""
@@ -75,21 +82,22 @@ class Gate:
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer for who may not come in; None lets the request through."""
         path, method = scope["path"], scope["method"]
-        if path != "/" and not path.startswith((*OPEN, *PROTECTED)):
-            return _error(404, "not_found", "There is nothing here.")
+        is_open = path in OPEN or path.startswith(OPEN_FOLDERS)
+        if not (is_open or path in PROTECTED or path.startswith(PROTECTED_FOLDERS)):
+            return error_answer(404, "not_found", "There is nothing here.")
         if method not in ("GET", "HEAD") and _comes_from_elsewhere(path, headers):
-            return _error(403, "cross_site", "Only the page itself may ask for this.")
+            return error_answer(403, "cross_site", "Only the page itself may ask for this.")
         login = self._keyring.session(session_cookie(headers))
         if login is None and self._keyring.is_open:
             login = ANONYMOUS
         if login is not None:
             scope["login"] = login
             return None
-        if path.startswith(OPEN):
+        if is_open:
             return None
         if path == "/":
             return RedirectResponse(f"{self._root_path}/login", status_code=303)
-        return _error(401, "session_ended", "Log in first.")
+        return error_answer(401, "session_ended", "Log in first.")
 
     def _with_headers(self, path: str, send: Send) -> Send:
         # Our script has the same address in every version; what Gradio serves has not.
@@ -108,12 +116,18 @@ class Gate:
 
 def _comes_from_elsewhere(path: str, headers: Headers) -> bool:
     """Whether another site's page could have sent this: a form it may, our header it may not."""
-    if not path.startswith("/login"):
+    if path != "/login":
         return PAGE_HEADER not in headers
-    origin = headers.get("origin")
-    hosts = {headers.get("host"), headers.get("x-forwarded-host")}
-    return origin is not None and urlsplit(origin).netloc not in hosts
+    if "origin" not in headers:
+        return False  # no browser
+    # Without ports: proxies such as Kong leave theirs out.
+    hosts = {_hostname(headers.get(name, "")) for name in ("host", "x-forwarded-host")}
+    return _hostname(headers["origin"].partition("://")[2]) not in hosts - {""}
 
 
-def _error(status: int, code: str, message: str) -> Response:
-    return JSONResponse({"error": {"message": message, "code": code}}, status)
+def _hostname(host: str) -> str:
+    """Without the port; of what several proxies have said, the first one's."""
+    try:
+        return urlsplit(f"//{host.partition(',')[0].strip()}").hostname or ""
+    except ValueError:
+        return ""

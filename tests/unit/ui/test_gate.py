@@ -57,7 +57,10 @@ def session(client: httpx.AsyncClient, key: str = KEY) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/gradio_api/upload", "/gradio_api/queue/join", "/config", "/file=/etc/passwd", "/proxy=http"],
+    [
+        *("/gradio_api/upload", "/gradio_api/queue/join", "/config", "/file=/etc/passwd"),
+        *("/proxy=http", "/login/", "/login_check", "/logout/"),
+    ],
 )
 async def test_what_gradio_brings_and_nobody_needs_does_not_exist(path: str) -> None:
     """Uploads, files, proxies, the queue: not even where the page is open to everybody."""
@@ -144,9 +147,10 @@ async def test_login_and_logout(guarded: httpx.AsyncClient) -> None:
     assert (await guarded.get("/api/x")).status_code == 401
 
 
-async def test_https_keeps_the_cookie(guarded: httpx.AsyncClient) -> None:
-    """A proxy that ends TLS says so."""
-    headers = {"x-forwarded-proto": "https"}
+@pytest.mark.parametrize("scheme", ["https", "https, http"])
+async def test_https_keeps_the_cookie(guarded: httpx.AsyncClient, scheme: str) -> None:
+    """A proxy that ends TLS says so, and the proxies behind it say what they saw."""
+    headers = {"x-forwarded-proto": scheme}
     answer = await guarded.post("/login", data={"key": KEY}, headers=headers)
 
     assert "Secure" in answer.headers["set-cookie"]
@@ -160,6 +164,42 @@ async def test_a_login_from_another_site_or_of_a_megabyte(guarded: httpx.AsyncCl
     here = {"origin": "http://page"}
     assert (await guarded.post("/login", data={"key": KEY}, headers=here)).status_code == 303
     assert (await guarded.post("/login", data={"key": "k" * 1_000_000})).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "forwarded", "status"),
+    [
+        ("https://llm.example:8443", "llm.example", 303),  # Kong leaves the port out
+        ("https://llm.example", "llm.example, kong.internal", 303),
+        ("https://evil.example", "llm.example", 403),
+        ("null", "", 403),
+        ("http://[broken", "[broken", 403),
+    ],
+)
+async def test_a_login_behind_proxies(
+    guarded: httpx.AsyncClient, origin: str, forwarded: str, status: int
+) -> None:
+    """The form's own host is the one that the browser knows, whatever the port."""
+    headers = {"origin": origin, "x-forwarded-host": forwarded}
+    answer = await guarded.post("/login", data={"key": KEY}, headers=headers)
+
+    assert answer.status_code == status
+
+
+async def test_who_leaves_in_the_middle_of_a_form_raises_nothing() -> None:
+    """A closed laptop is not worth a traceback in the log."""
+    keys = keyring(KEY)
+    gate = Gate(Starlette(routes=login_routes(keys, "")), keys, "", "pod-a")
+    messages = iter([{"type": "http.request", "body": b"ke", "more_body": True}])
+
+    async def receive() -> dict[str, object]:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: object) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
+    await gate(scope, receive, send)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
