@@ -155,7 +155,7 @@ $(installed_llama_cpp): | $(installed_dev)
 	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(bin)/python -m pip install --quiet --no-binary llama-cpp-python --constraint $(constraints) 'llama-cpp-python==$(llama_cpp_version)'
 	$(bin)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/llama-cpp 'llama-cpp-python==$(llama_cpp_version)'
 	tar -xzf $(VENV)/llama-cpp/*.tar.gz -C $(VENV)/llama-cpp --strip-components 1
-	cmake -S $(VENV)/llama-cpp/vendor/llama.cpp -B $(VENV)/llama-cpp/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF >/dev/null
+	cmake -S $(VENV)/llama-cpp/vendor/llama.cpp -B $(VENV)/llama-cpp/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 '-DCMAKE_INSTALL_RPATH=$$ORIGIN' -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON >/dev/null
 	cmake --build $(VENV)/llama-cpp/build --target llama --parallel >/dev/null
 	site=$$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  mkdir -p $$site/llama_cpp/lib && cp -P $(VENV)/llama-cpp/build/bin/*.so* $$site/llama_cpp/lib/
