@@ -126,6 +126,11 @@ class Server:
         """Resident, with its children's."""
         return sum(one.memory_info().rss for one in self._family()) / 1e6
 
+    @property
+    def num_files(self) -> int:
+        """Open files and sockets."""
+        return sum(one.num_fds() for one in self._family())
+
     def stop(self) -> None:
         """Kill it."""
         for one in self._family():
