@@ -23,6 +23,10 @@ from tests.browser.conftest import (
 from tests.helpers.page_process import PageServer
 
 QUESTION = "How do models get on EFS?"
+CHATS = """Object.entries(localStorage).filter(([name]) => name.includes(":chat:"))
+    .map(([, chat]) => JSON.parse(chat))"""
+"""What the browser keeps."""
+
 CHAT, NOTEBOOK, PARAMETERS, MODEL, ENGINE = range(5)
 
 
@@ -89,12 +93,20 @@ def test_stop_keeps_the_text_and_continue_goes_on(server: PageServer, open_page:
     short = last_answer(page)
     assert footers(page)[0].endswith("the token limit was reached")
 
+    with generating(page):
+        page.click("#tgwui-continue")
+    answered(page)
+    longer = last_answer(page)
+    assert longer.startswith(short)
+    assert len(longer) > len(short)
+    assert footers(page)[0].startswith("16 tokens")
+
     set_parameter(page, "max_tokens", "300")
     with generating(page):
         page.click("#tgwui-continue")
     answered(page)
-    assert last_answer(page).startswith(short)
-    assert len(last_answer(page)) > len(short)
+    assert last_answer(page).startswith(longer)
+    assert len(last_answer(page)) > len(longer)
 
     page.click("#tgwui-new")
     open_tab(page, PARAMETERS)
@@ -106,6 +118,23 @@ def test_stop_keeps_the_text_and_continue_goes_on(server: PageServer, open_page:
     answered(page)
     assert footers(page)[0].endswith("stopped")
     assert last_answer(page)
+
+
+def test_an_answer_stays_in_its_chat(server: PageServer, open_page: Open) -> None:
+    """Who opens another chat in mid-answer has stopped it, and finds all of it after a reload."""
+    page = open_page(server.page_url)
+    open_tab(page, PARAMETERS)
+    page.locator("#tgwui-parameter-ignore_eos input").check()
+    open_tab(page, CHAT)
+    ask(page, QUESTION, wait=False)
+    expect(page.locator("#tgwui-chat .bot-row .message-content")).not_to_have_text("…")
+    page.click("#tgwui-new")
+    answered(page)
+    expect(page.locator("#tgwui-chat .message-row")).to_have_count(0)
+    (kept,) = page.evaluate(CHATS)
+    (answer,) = [node for node in kept["nodes"].values() if node["role"] == "assistant"]
+    assert (answer["state"], bool(answer["text"])) == ("stopped", True)
+    assert answer["stats"]["tokens"] == len(answer["tokens"])
 
 
 def test_markdown_and_formulas_of_an_answer(server: PageServer, open_page: Open) -> None:

@@ -97,31 +97,34 @@ export class Chat {
   continuation(node) {
     const nodes = path(this.tree);
     if (!node.tokens?.length) return { ...this.request(nodes), continue_final_message: true };
-    return {
-      ...this.request(nodes.slice(0, -1)),
-      resume_token_ids: [node.tokens],
-      resume_text_lengths: [node.length],
-    };
+    const body = this.request(nodes.slice(0, -1));
+    // The API counts resumed tokens, too. Where they have used up the limit, it is for each part.
+    const limit = body.max_tokens;
+    if (limit > 0) body.max_tokens = limit * (1 + Math.floor(node.tokens.length / limit));
+    return { ...body, resume_token_ids: [node.tokens], resume_text_lengths: [node.length] };
   }
 
+  /** The chat it began in keeps it, also where another is shown by then. */
   async generate(node, makeBody) {
+    const { tree } = this;
     const stop = (this.running = new AbortController());
     const clock = { start: performance.now(), first: null, last: null, tokens: 0 };
     const before = node.stats?.tokens ?? 0;
     notice.clear();
     this.changed();
     try {
-      await this.read(node, makeBody(), stop.signal, clock);
+      await this.read(tree, node, makeBody(), stop.signal, clock);
     } catch (error) {
-      this.end(node, stop.signal.aborted, error);
+      this.end(tree, node, stop.signal.aborted, error);
     }
     node.stats = statistics(before, clock);
     if (!UNFINISHED.has(node.state)) delete node.tokens;
     this.running = null;
+    this.chats.save(tree);
     this.changed();
   }
 
-  async read(node, body, signal, clock) {
+  async read(tree, node, body, signal, clock) {
     node.state = "running";
     let finish = null;
     let saved = clock.start;
@@ -136,17 +139,17 @@ export class Chat {
       finish = choice.finish_reason ?? finish;
       this.paintSoon();
       if (clock.last - saved > SAVE_MS) {
-        this.chats.save();
+        this.chats.save(tree);
         saved = clock.last;
       }
     }
     node.state = finish === "length" ? "length" : "done";
   }
 
-  end(node, isStopped, error) {
+  end(tree, node, isStopped, error) {
     const hasText = node.text || node.reasoning;
     node.state = isStopped ? "stopped" : "broken";
-    if (!hasText && this.tree.leaf === node.id) removeLeaf(this.tree);
+    if (!hasText && tree.leaf === node.id) removeLeaf(tree);
     if (isStopped) return;
     // The tokens may be another model's by now; the text is good for any.
     if (error.param?.startsWith("resume")) delete node.tokens;

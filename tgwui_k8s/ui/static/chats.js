@@ -22,10 +22,10 @@ export class Chats {
     this.current = this.all.find((chat) => chat.id === current) ?? this.all[0] ?? this.add(newChat());
   }
 
-  /** Keep the shown chat as it is now. */
-  save() {
-    const isEmpty = !this.current.leaf;
-    if (!isEmpty && !save(`chat:${this.current.id}`, this.current)) {
+  /** Keep a chat, the shown one unless it is given, as it is now; deleted ones stay deleted. */
+  save(chat = this.current) {
+    const isKept = chat.leaf && this.all.includes(chat);
+    if (isKept && !save(`chat:${chat.id}`, chat)) {
       notice.show({ message: "chat_storage_full" });
     }
     save("current", this.current.id);
