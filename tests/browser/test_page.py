@@ -265,6 +265,24 @@ def test_errors_say_what_to_do(server: PageServer, open_page: Open) -> None:
     notice.get_by_role("button", name="Dismiss").click()
     expect(notice).to_be_empty()
 
+    page.click("#tgwui-regenerate")
+    expect(notice).to_contain_text("longer than the model's context")
+    page.click("#tgwui-new")  # "Try again" would be about the other chat
+    expect(notice).to_be_empty()
+
+
+def test_pods_that_are_gone_leave_the_plots(server: PageServer, open_page: Open) -> None:
+    """A page that stays open over roll-outs shows the pods of today."""
+    page = open_page(server.page_url)
+    take = """async () => {
+        const { Engine } = await import("/page/static/engine.js");
+        const engine = new Engine();
+        for (const [pod, time] of [["gone", 0], ["there", 60], ["there", 121]])
+            engine.take(pod, new Map(), time);
+        return [...engine.pods.keys()];
+    }"""
+    assert page.evaluate(take) == ["there"]
+
 
 def test_chinese_on_a_dark_phone(server: PageServer, open_page: Open) -> None:
     """The browser decides language and theme; everything fits a narrow screen."""

@@ -19,7 +19,7 @@ export class Chat {
     this.paintNow = () => paint("paint_chat");
     this.shown = [];
     this.running = null;
-    chats.chosen = () => (this.stop(), this.paintNow());
+    chats.chosen = () => (this.stop(), notice.clear(), this.paintNow());
   }
 
   get tree() {

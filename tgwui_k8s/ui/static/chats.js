@@ -39,8 +39,8 @@ export class Chats {
 
   show(chat) {
     this.current = chat;
-    this.save();
     this.chosen();
+    this.save();
     this.paint("paint_chats");
   }
 

@@ -59,6 +59,8 @@ export class Engine {
       }
     }
     this.pods.set(pod, Object.assign(known, { scrape: now, time }));
+    // A pod that has not answered for as long as the plots show is gone.
+    for (const [name, one] of this.pods) if (time - one.time > SPAN_SECONDS) this.pods.delete(name);
   }
 
   draw() {

@@ -1,6 +1,6 @@
 // What is loaded, and with the admin key: another model in its place.
 
-import { get, pod, post, stream } from "./api.js";
+import { get, getText, pod, post, stream } from "./api.js";
 import { element, fill } from "./element.js";
 import * as notice from "./notice.js";
 import { canSay, say } from "./words.js";
@@ -35,7 +35,7 @@ export class Model {
   async showFacts() {
     try {
       const info = await get("/api/v1/internal/model/info");
-      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(await metrics()))));
+      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf((await getText("/api/metrics")).text))));
       if (this.session.role === "admin" && info.capabilities.adapters) await this.listAdapters(info.lora_names);
       else this.adapters.replaceChildren();
     } catch (error) {
@@ -142,11 +142,6 @@ export class Model {
     }
     this.showFacts();
   }
-}
-
-async function metrics() {
-  const answer = await fetch(`${window.tgwuiPage.root}/api/metrics`);
-  return answer.ok ? answer.text() : "";
 }
 
 /** Blocks and their size, from the labels of `tgwui_cache_config_info`. */
