@@ -64,14 +64,15 @@ class Contender:
 
 def _gguf(kind: str) -> Contender:
     command = (sys.executable, "-m", "benchmarks.models", "--gguf", kind, "{model}")
-    return Contender("llama-cpp", f"llama_cpp_batch:{kind}", command, f"{kind}.gguf")
+    return Contender("llama-cpp", f"llama_cpp_batch:{kind}", command, f"gguf/{kind}.gguf")
 
 
 def _openvino(weights: str) -> Contender:
     exporter = str(ENVIRONMENTS / "openvino" / "bin" / "optimum-cli")
     arguments = ("export", "openvino", "--model", "{model}", "--weight-format", weights)
-    command = (exporter, *arguments, f"{{model}}/openvino-{weights}")
-    return Contender("openvino", f"openvino_genai_batch:{weights}", command, f"openvino-{weights}")
+    made = f"openvino/{weights}"
+    command = (exporter, *arguments, f"{{model}}/{made}")
+    return Contender("openvino", f"openvino_genai_batch:{weights}", command, made)
 
 
 CONTENDERS = {

@@ -94,11 +94,12 @@ def write_model(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def write_gguf(kind: str, folder: Path) -> None:
-    """Write the checkpoint in `folder` as GGUF, beside its other files."""
+    """Write the checkpoint in `folder` as GGUF, into a folder of its own below."""
     from tests.helpers.gguf_models import make_gguf
 
-    part = make_gguf(folder, folder / f"{kind}.gguf.part", kind=kind)
-    part.rename(folder / f"{kind}.gguf")
+    (folder / "gguf").mkdir(exist_ok=True)
+    part = make_gguf(folder, folder / "gguf" / f"{kind}.gguf.part", kind=kind)
+    part.rename(folder / "gguf" / f"{kind}.gguf")
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ CONTEXT = 512
 
 
 class Engine:
-    """The variant is the GGUF's kind: `MODEL/BF16.gguf`, made by `models.py --gguf`."""
+    """The variant is the GGUF's kind: `MODEL/gguf/BF16.gguf`, made by `models.py --gguf`."""
 
     def __init__(self, model: Path, variant: str) -> None:
         llama_cpp.llama_backend_init()
-        path = str(model / f"{variant}.gguf").encode()
+        path = str(model / "gguf" / f"{variant}.gguf").encode()
         self._model = llama_cpp.llama_model_load_from_file(
             path, llama_cpp.llama_model_default_params()
         )

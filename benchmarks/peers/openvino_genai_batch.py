@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching; `MODEL/openvino-FORMAT` is made by `make bench-peer`."""
+"""OpenVINO GenAI's continuous batching; `MODEL/openvino/FORMAT` is made by `compare`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Engine:
     """The variant is the export's weight format: `fp16` or `int8`."""
 
     def __init__(self, model: Path, variant: str) -> None:
-        self._folder = model / f"openvino-{variant}"
+        self._folder = model / "openvino" / variant
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 1
         scheduler.max_num_seqs = 64
