@@ -52,6 +52,7 @@ class Attempt:
                 await self._head()
         except BaseException:
             self._close()
+            self._watchdog.end()
             raise
         finally:
             self._call.endpoint_seconds += time.monotonic() - began
@@ -64,6 +65,7 @@ class Attempt:
         trace: TracebackType | None,
     ) -> None:
         self._close()
+        self._watchdog.end()
 
     @property
     def exchange(self) -> Exchange:

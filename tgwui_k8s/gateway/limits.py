@@ -110,6 +110,13 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
 
+    def end(self) -> None:
+        """No phase will follow. Lets go of its owner: the two would otherwise keep each other until
+        the garbage collector comes by, which it seldom does here."""
+        self.stop()
+        self._timer = None
+        self._on_expire = _ignore
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -122,3 +129,7 @@ class Watchdog:
         elif self._deadline < math.inf:
             self._deadline = math.inf
             self._on_expire(self._phase, self._seconds)
+
+
+def _ignore(phase: Phase, seconds: float) -> None:
+    """Nobody is there any more."""
