@@ -9,9 +9,8 @@ import httpx
 import pytest
 
 from tests.helpers.gateway import running_gateway, until
+from tests.helpers.gateway_scene import BODY, GOOD, PATH, chunk, stream_of
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint
-from tests.service.gateway.test_faults import BODY, GOOD, PATH, chunk, stream_of
-
 
 STREAM = stream_of(chunk("ab", 0, finish="stop"), "[DONE]")
 

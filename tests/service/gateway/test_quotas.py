@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.gateway import RunningGateway, running_gateway, until
+from tests.helpers.gateway_scene import BODY, PATH, chunk, stream_of
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
-from tests.service.gateway.test_faults import BODY, PATH, chunk, stream_of
 from tgwui_k8s.gateway.quotas.ledger import Demand
 from tgwui_k8s.gateway.quotas.local import LocalLedger
 from tgwui_k8s.gateway.quotas.quota import Quota, period_of
