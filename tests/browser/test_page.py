@@ -186,6 +186,35 @@ def test_chats_leave_and_come_back_as_a_file(
             expect(other.locator("#tgwui-notice")).to_contain_text("holds no chats")
 
 
+HOSTILE = """<script>hacked = 1</script><img src="data:," onerror="hacked = 2">
+<svg onload="hacked = 3"></svg><iframe srcdoc="<script>parent.hacked = 4</script>"></iframe>
+[link](javascript:hacked=5) <a href="javascript:hacked=6">link</a>"""
+
+
+def test_hostile_chats_stay_text(server: PageServer, open_page: Open, tmp_path: Path) -> None:
+    """Whoever wrote the file, or the answer: nothing of it runs, here or after a reload."""
+    thread = [("1-a", None, "user"), ("2-a", "1-a", "assistant")]
+    nodes = {
+        name: {"parent": parent, "role": role, "text": HOSTILE, "reasoning": HOSTILE}
+        for name, parent, role in thread
+    }
+    chat = {"nodes": nodes, "leaf": "2-a", "system": HOSTILE, "template": HOSTILE}
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps({"format": "tgwui-k8s chats", "chats": [chat]}))
+    page = open_page(server.page_url)
+    with page.expect_file_chooser() as chooser:
+        page.click("#tgwui-import")
+    chooser.value.set_files(file)
+    for _ in range(2):
+        rows = page.locator("#tgwui-chat .message-row")
+        expect(rows).to_have_count(2)
+        for link in page.locator("#tgwui-chat a").all():
+            link.dispatch_event("click")
+        assert page.evaluate("typeof hacked") == "undefined"
+        assert page.locator("#tgwui-chat :is(script, iframe)").count() == 0
+        goto(page, page.url)
+
+
 def test_notebook(server: PageServer, open_page: Open) -> None:
     """From the cursor, with what follows left in place; tokens and prompt by probability."""
     page = open_page(server.page_url)
