@@ -19,6 +19,7 @@ from tests.browser.conftest import (
     goto,
     last_answer,
     open_tab,
+    watched,
 )
 from tests.helpers.page_process import PageServer
 
@@ -135,6 +136,24 @@ def test_an_answer_stays_in_its_chat(server: PageServer, open_page: Open) -> Non
     (answer,) = [node for node in kept["nodes"].values() if node["role"] == "assistant"]
     assert (answer["state"], bool(answer["text"])) == ("stopped", True)
     assert answer["stats"]["tokens"] == len(answer["tokens"])
+
+
+def test_two_tabs_lose_nothing_of_one_chat(server: PageServer, open_page: Open) -> None:
+    """Each keeps the whole chat, so each has to know what the other has added."""
+    page = open_page(server.page_url)
+    ask(page, "one")
+    other = watched(page.context.new_page())
+    goto(other, server.page_url)
+    ask(page, "two")
+    ask(other, "three")
+    (kept,) = page.evaluate(CHATS)
+    asked = {node["text"] for node in kept["nodes"].values() if node["role"] == "user"}
+    assert asked == {"one", "two", "three"}
+    expect(page.locator(".user-row .tgwui-foot").last).to_contain_text("1/2")
+    page.get_by_label("Next version").last.click()
+    expect(page.locator("#tgwui-chat .user-row .message-content").last).to_have_text("three")
+    expect(page.locator("#tgwui-chat .bot-row .message-content").last).not_to_be_empty()
+    assert other.watch.problems == []  # type: ignore[attr-defined]
 
 
 def test_markdown_and_formulas_of_an_answer(server: PageServer, open_page: Open) -> None:

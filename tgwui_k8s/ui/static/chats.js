@@ -2,7 +2,7 @@
 
 import { chooseFile, download } from "./element.js";
 import * as notice from "./notice.js";
-import { forget, load, names, save } from "./storage.js";
+import { forget, load, names, onChange, save } from "./storage.js";
 import { branch, imported, newChat, title } from "./tree.js";
 import { say } from "./words.js";
 
@@ -13,13 +13,24 @@ export class Chats {
   constructor(paint) {
     this.paint = paint;
     this.chosen = () => {};
-    this.all = names("chat:").map((name) => load(name, null)).filter((chat) => chat?.nodes);
+    this.all = names("chat:").map(stored).filter(Boolean);
     this.all.sort((one, other) => other.created - one.created);
-    for (const chat of this.all) {
-      for (const node of Object.values(chat.nodes)) if (node.state === "running") node.state = "broken";
-    }
     const current = load("current", null);
     this.current = this.all.find((chat) => chat.id === current) ?? this.all[0] ?? this.add(newChat());
+    onChange((name) => name.startsWith("chat:") && this.merge(stored(name)));
+  }
+
+  /** Another tab has kept a chat: take over what it has, so that keeping ours loses nothing of it. */
+  merge(theirs) {
+    if (!theirs) return;
+    const ours = this.all.find(({ id }) => id === theirs.id);
+    if (!ours) this.all.unshift(theirs);
+    for (const node of Object.values(ours ? theirs.nodes : {})) {
+      const old = ours.nodes[node.id];
+      // Texts only grow, so the longer one is the newer; what this tab generates it knows best.
+      if (!old || (old.state !== "running" && size(old) <= size(node))) ours.nodes[node.id] = node;
+    }
+    for (const name of ["paint_chats", "paint_chat"]) this.paint(name);
   }
 
   /** Keep a chat, the shown one unless it is given, as it is now; deleted ones stay deleted. */
@@ -97,6 +108,18 @@ export class Chats {
     const { id, system, template, thinking } = this.current;
     return [{ __type__: "update", choices, value: id }, system, template, thinking];
   }
+}
+
+/** A chat as it was kept; what was being generated then is not any more, or not here. */
+function stored(name) {
+  const chat = load(name, null);
+  if (!chat?.nodes) return null;
+  for (const node of Object.values(chat.nodes)) if (node.state === "running") node.state = "broken";
+  return chat;
+}
+
+function size({ text, reasoning }) {
+  return text.length + reasoning.length;
 }
 
 function read(text) {

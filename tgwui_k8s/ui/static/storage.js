@@ -32,3 +32,8 @@ export function names(start) {
     .filter((key) => key.startsWith(prefix + start))
     .map((key) => key.slice(prefix.length));
 }
+
+/** Call `act` with the name of each value that another tab of this browser keeps or forgets. */
+export function onChange(act) {
+  window.addEventListener("storage", ({ key }) => key?.startsWith(prefix) && act(key.slice(prefix.length)));
+}

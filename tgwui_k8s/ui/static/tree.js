@@ -44,7 +44,7 @@ export function versions(chat, node) {
 /** Show another version of a message, with what was said last below it. */
 export function choose(chat, node, step) {
   const all = versions(chat, node);
-  let shown = all[all.indexOf(node) + step];
+  let shown = all[all.findIndex(({ id }) => id === node.id) + step];
   while (shown) {
     chat.leaf = shown.id;
     shown = Object.values(chat.nodes).filter((one) => one.parent === chat.leaf).pop();
