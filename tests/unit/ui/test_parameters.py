@@ -66,6 +66,17 @@ def test_the_script_says_nothing_that_has_no_words() -> None:
     assert named <= set(words("en"))
 
 
+def test_no_words_are_left_over() -> None:
+    """Every key is named somewhere: whole, or its end where its beginning is put before it."""
+    files = (*(UI / "static").glob("*.js"), *UI.glob("*.py"))
+    sources = "".join(file.read_text(encoding="utf-8") for file in files)
+    made = re.compile(r"(error|fact|group|parameter|table|chat_state|chat_thinking)_")
+    for key in words("en"):
+        name = re.sub(r"^(chat|notebook)_", "", key)
+        is_named = any(f'"{one}"' in sources for one in (key, name))
+        assert is_named or made.match(key), key
+
+
 def test_nothing_of_ours_names_another_host() -> None:
     """Fonts, scripts, styles: the page works without internet."""
     for file in (UI / "static").iterdir():
