@@ -199,7 +199,7 @@ async def test_who_leaves_in_the_middle_of_a_form_raises_nothing() -> None:
         pass
 
     scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
-    await gate(scope, receive, send)  # type: ignore[arg-type]
+    await gate(scope, receive, send)
 
 
 @pytest.mark.parametrize(
