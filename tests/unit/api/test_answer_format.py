@@ -241,24 +241,6 @@ def test_what_a_notation_cannot_enforce_is_refused_for_strict_tools_by_name(name
 CHANNELS = TEMPLATE + "<|channel|><|message|>"
 
 
-def test_channels_hold_what_is_enforced():
-    """The schema holds the channel `final`, the budget the channel `analysis`."""
-    made_format = made(
-        "harmony", template=CHANNELS, tools=None, thinking_token_budget=9,
-        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
-    )  # fmt: skip
-    has_reasoned = 0
-    for seed in range(16):
-        text = written(*made_format, seed)
-        if text is None:
-            continue
-        events = parsed(made_format[0], text)
-        answer = "".join(event.text for event in events if isinstance(event, TextEvent))
-        jsonschema.validate(json.loads(answer), SCHEMA)
-        has_reasoned += isinstance(events[0], ReasoningEvent)
-    assert has_reasoned > 0
-
-
 def test_channels_and_forced_calls():
     """Reasoning, and then a call that is one."""
     made_format = made("harmony", template=CHANNELS, tool_choice="required")
@@ -280,16 +262,22 @@ def test_channels_leave_strict_tools_and_text_to_the_model():
     assert matcher.is_accepting()
 
 
-@pytest.mark.parametrize("prompt", ["<assistant>", "<assistant><think>\n"])
-def test_reasoning_comes_before_what_is_enforced(prompt):
+@pytest.mark.parametrize(
+    ("name", "template", "prompt"),
+    [
+        ("hermes", TEMPLATE + "<think></think>", "<assistant>"),
+        ("hermes", TEMPLATE + "<think></think>", "<assistant><think>\n"),
+        ("harmony", CHANNELS, "<|start|>assistant"),
+    ],
+)
+def test_reasoning_comes_before_what_is_enforced(name, template, prompt):
     """The schema holds the answer, not the thoughts; the budget holds the thoughts."""
-    template = TEMPLATE + "<think></think>"
     made_format = made(
-        "hermes", template=template, prompt=prompt, tools=None, thinking_token_budget=9,
+        name, template=template, prompt=prompt, tools=None, thinking_token_budget=9,
         response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
     )  # fmt: skip
     has_reasoned = 0
-    for seed in range(12):
+    for seed in range(16):
         text = written(*made_format, seed)
         if text is None:
             continue
