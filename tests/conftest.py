@@ -40,9 +40,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what cannot be imported here."""
+    """Leave out what cannot be imported here, and folders whose fixtures cannot."""
+    if collection_path.is_dir():
+        source = collection_path / "conftest.py"
+        is_root = collection_path == Path(__file__).parent
+        return True if source.is_file() and not is_root and _is_missing(source) else None
     is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
-    return True if is_test and imports_missing(collection_path, MISSING) else None
+    return True if is_test and _is_missing(collection_path) else None
+
+
+def _is_missing(source: Path) -> bool:
+    return imports_missing(source, MISSING)
 
 
 class SkipCheck:
