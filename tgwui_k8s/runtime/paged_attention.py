@@ -14,6 +14,7 @@ import torch
 from tgwui_k8s.contract import Batch
 from tgwui_k8s.runtime.attention import Scoring, attend_chunk, attend_decodes
 from tgwui_k8s.runtime.kv_tensors import KVTensors
+from tgwui_k8s.runtime.model_step import ModelStep
 from tgwui_k8s.runtime.step_plan import DecodeBucket, GroupPlan, StepPlanner
 
 
@@ -31,9 +32,10 @@ class PagedAttention:
         ]
         self._plans: list[GroupPlan] = []
 
-    def begin_step(self, batch: Batch) -> None:
-        """Work out, once for all layers, where this batch is written and what it attends to."""
+    def begin_step(self, batch: Batch) -> ModelStep:
+        """See `PagedBackend.begin_step`."""
         self._plans = [planner.plan(batch) for planner in self._planners]
+        return ModelStep.of(batch, self, self._kv.device)
 
     def attend(
         self,

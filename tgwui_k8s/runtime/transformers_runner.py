@@ -20,40 +20,31 @@ from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime.adapters import AdapterLayers
 from tgwui_k8s.runtime.kv_layout import LayerShape
 from tgwui_k8s.runtime.kv_tensors import KVTensors
+from tgwui_k8s.runtime.model_step import ModelStep, PagedBackend
 from tgwui_k8s.runtime.paged_attention import PagedAttention
-from tgwui_k8s.runtime.transformers_attention import AttentionBackend, LayerProbe
+from tgwui_k8s.runtime.transformers_attention import LayerProbe
 
 
 class _Forward:
     """The model's forward over tokens in one row."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._device = device
         parameters = inspect.signature(type(model).forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
 
-    def __call__(
-        self,
-        token_ids: list[int],
-        positions: list[int],
-        logit_rows: list[int],
-        attention: AttentionBackend,
-    ) -> torch.Tensor:
-        """Logits [len(logit_rows), vocab_size] in the model's type."""
-        rows = self._to_tensor(logit_rows)
+    def __call__(self, step: ModelStep) -> torch.Tensor:
+        """Logits [len(step.logit_rows), vocab_size] in the model's type."""
+        rows = step.logit_rows.long()
         head = {"logits_to_keep": rows} if self._keeps_logits else {}
         output = self._model(
-            input_ids=self._to_tensor(token_ids).unsqueeze(0),
-            position_ids=self._to_tensor(positions).unsqueeze(0),
+            input_ids=step.token_ids.long().unsqueeze(0),
+            position_ids=step.positions.long().unsqueeze(0),
             use_cache=False,
-            paged_attention=attention,
+            paged_attention=step.attention,
             **head,
         )
         return output.logits[0] if self._keeps_logits else output.logits[0, rows]
-
-    def _to_tensor(self, numbers: list[int]) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._device)
 
 
 class TransformersRunner:
@@ -67,7 +58,7 @@ class TransformersRunner:
         info: ModelInfo,
         sampler: Sampler | None = None,
     ) -> None:
-        self._forward = _Forward(model, kv.device)
+        self._forward = _Forward(model)
         self._adapters = AdapterLayers(
             model,
             device=kv.device,
@@ -78,23 +69,15 @@ class TransformersRunner:
         self.info = info
         self.sampler = sampler
         self._device = kv.device
-        self._attention = PagedAttention(
+        self._backend: PagedBackend = PagedAttention(
             kv, [group.window for group in layout.groups], layout.block_size
         )
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> torch.Tensor:
         """Logits, float32 [batch.num_logits, vocab_size], on the model's device."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        logit_rows: list[int] = []
-        for scheduled in batch.sequences:
-            token_ids += scheduled.token_ids
-            positions += range(scheduled.start, scheduled.start + len(scheduled.token_ids))
-            logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
-        self._attention.begin_step(batch)
         self._adapters.begin_step(batch)
-        return self._forward(token_ids, positions, logit_rows, self._attention).float()
+        return self._forward(self._backend.begin_step(batch)).float()
 
     def warm_up(self) -> None:
         """One short prefill and one decode, in blocks that nobody has yet."""
@@ -115,7 +98,7 @@ class TransformersRunner:
 
     def close(self) -> None:
         """Drop model and cache."""
-        del self._forward, self._attention, self._adapters
+        del self._forward, self._backend, self._adapters
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -125,7 +108,8 @@ class TransformersRunner:
 def _probe(model: PreTrainedModel, device: torch.device, num_tokens: int) -> LayerProbe:
     """What the layers ask of attention, after a forward of some tokens without it."""
     probe = LayerProbe(type(model).__name__)
-    _Forward(model, device)([0] * num_tokens, list(range(num_tokens)), [num_tokens - 1], probe)
+    scheduled = ScheduledSequence(0, 0, [0] * num_tokens, (), num_logits=1)
+    _Forward(model)(ModelStep.of(Batch([scheduled], num_tokens), probe, device))
     return probe
 
 

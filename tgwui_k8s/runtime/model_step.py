@@ -1,0 +1,56 @@
+"""One step as a model takes it, and who makes it of a batch.
+
+The seam behind which KV caches are written and read: `paged_attention` does it in PyTorch's own
+operators, `cuda.attention` in kernels of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tgwui_k8s.contract import Batch
+from tgwui_k8s.runtime.transformers_attention import AttentionBackend
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStep:
+    """All tokens of a step in one row, and the attention that knows whose they are.
+
+    `token_ids` and `positions` are [num_tokens]; `logit_rows` are the tokens whose logits are
+    wanted, [num_logits]. Integers on the model's device.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    logit_rows: torch.Tensor
+    attention: AttentionBackend
+
+    @classmethod
+    def of(cls, batch: Batch, attention: AttentionBackend, device: torch.device) -> ModelStep:
+        """The tokens of a batch, uploaded one list at a time."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        for scheduled in batch.sequences:
+            token_ids += scheduled.token_ids
+            positions += range(scheduled.start, scheduled.start + len(scheduled.token_ids))
+            logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
+        tensors = (
+            torch.tensor(numbers, dtype=torch.int64, device=device)
+            for numbers in (token_ids, positions, logit_rows)
+        )
+        return cls(*tensors, attention)
+
+
+class PagedBackend(Protocol):
+    """Plans steps over a paged KV cache. One per runner."""
+
+    def begin_step(self, batch: Batch) -> ModelStep:
+        """Work out, once for all layers, where a batch is written and what it attends to.
+
+        The step is good until the next one begins.
+        """
+        ...
