@@ -38,11 +38,11 @@ class ModelStep:
             token_ids += scheduled.token_ids
             positions += range(scheduled.start, scheduled.start + len(scheduled.token_ids))
             logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
-        tensors = (
-            torch.tensor(numbers, dtype=torch.int64, device=device)
-            for numbers in (token_ids, positions, logit_rows)
-        )
-        return cls(*tensors, attention)
+
+        def upload(numbers: list[int]) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+        return cls(upload(token_ids), upload(positions), upload(logit_rows), attention)
 
 
 class PagedBackend(Protocol):
