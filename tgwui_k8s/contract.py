@@ -131,6 +131,9 @@ class ScheduledSequence:
     `row` is a number below `max_num_seqs` that stays with the sequence while it runs.
     Logits are wanted for the last `num_logits` of the tokens: 0 for a prefill chunk that is not
     the last, 1 usually, more for prompt logprobs. `adapter` is its LoRA adapter's key.
+
+    A negative token id `~i` is the token that was chosen for row i of the step before, which the
+    host has not seen yet; only an `AsyncRunner` gets any.
     """
 
     row: int
@@ -204,6 +207,8 @@ class SampledToken:
     token_id: int
     """-1: the row has no finite logit (the model returned NaN); the sequence fails, alone."""
     logprobs: TopLogprobs | None = None
+    was_retried: bool = False
+    """It took a second attempt: what `PendingTokens.token_ids` has of the row is void."""
 
 
 @runtime_checkable

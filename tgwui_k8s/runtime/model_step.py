@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from tgwui_k8s.contract import Batch
+from tgwui_k8s.runtime.transfers import to_device
 from tgwui_k8s.runtime.transformers_attention import AttentionBackend
 
 
@@ -40,9 +41,15 @@ class ModelStep:
             logit_rows += range(len(token_ids) - scheduled.num_logits, len(token_ids))
 
         def upload(numbers: list[int]) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.int64, device=device)
+            return to_device(numbers, torch.int64, device)
 
         return cls(upload(token_ids), upload(positions), upload(logit_rows), attention)
+
+    def fill_in(self, previous: torch.Tensor) -> None:
+        """Put `previous[i]` where the batch says `~i`, in place: a graph may read it there."""
+        known = self.token_ids >= 0
+        chosen = previous[torch.where(known, 0, ~self.token_ids)]
+        self.token_ids.copy_(torch.where(known, self.token_ids, chosen))
 
 
 class PagedBackend(Protocol):

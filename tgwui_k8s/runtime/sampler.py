@@ -8,11 +8,8 @@ the CPU leaves `ModelRunner.sampler` None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from tgwui_k8s.contract import Logits, SampledToken, SamplingRow, TopLogprobs
 from tgwui_k8s.runtime.samplers.pipeline import RowSampler
 from tgwui_k8s.runtime.samplers.torch_rows import TorchKernels
 
@@ -24,27 +21,4 @@ class TorchSampler(RowSampler):
     """
 
     def __init__(self) -> None:
-        super().__init__(TorchKernels())
-
-    @torch.inference_mode()
-    def sample(
-        self,
-        logits: Logits,
-        rows: Sequence[SamplingRow],
-        indices: Sequence[int],
-        guidance_indices: Sequence[int | None],
-    ) -> list[SampledToken]:
-        """Choose the next token of every row; see `Sampler.sample`."""
-        return super().sample(logits, rows, indices, guidance_indices)
-
-    @torch.inference_mode()
-    def replay(self, logits: Logits, row: SamplingRow, token_ids: Sequence[int]) -> None:
-        """Bring `row.state` to where it was after `token_ids`; see `Sampler.replay`."""
-        super().replay(logits, row, token_ids)
-
-    @torch.inference_mode()
-    def prompt_logprobs(
-        self, logits: Logits, target_token_ids: Sequence[int], num_top: int
-    ) -> list[TopLogprobs]:
-        """Log probabilities of given tokens, one per row of `logits`."""
-        return super().prompt_logprobs(logits, target_token_ids, num_top)
+        super().__init__(TorchKernels(), torch.inference_mode)

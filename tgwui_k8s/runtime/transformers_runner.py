@@ -73,11 +73,23 @@ class TransformersRunner:
             kv, [group.window for group in layout.groups], layout.block_size
         )
 
-    @torch.inference_mode()
+    @property
+    def runs_ahead(self) -> bool:
+        """See `async_contract.AsyncRunner`."""
+        return self._device.type != "cpu"
+
     def execute(self, batch: Batch) -> torch.Tensor:
         """Logits, float32 [batch.num_logits, vocab_size], on the model's device."""
+        return self.launch(batch, None)
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch, previous: torch.Tensor | None) -> torch.Tensor:
+        """The same, without waiting for the device; see `async_contract.AsyncRunner`."""
         self._adapters.begin_step(batch)
-        return self._forward(self._backend.begin_step(batch)).float()
+        step = self._backend.begin_step(batch)
+        if previous is not None:
+            step.fill_in(previous)
+        return self._forward(step).float()
 
     def warm_up(self) -> None:
         """One short prefill and one decode, in blocks that nobody has yet."""

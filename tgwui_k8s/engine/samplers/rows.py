@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tgwui_k8s.engine.samplers import temperature, truncation
 from tgwui_k8s.engine.samplers.distribution import Distribution, Float, count
 from tgwui_k8s.engine.samplers.packing import compact, find
-from tgwui_k8s.runtime.samplers.kernels import Candidates, TopTokens
+from tgwui_k8s.runtime.samplers.kernels import Arrival, Candidates, TopTokens
 
 _ELEMENTS_PER_PASS = 2**18
 """Logits to work on at once: a megabyte, so that one pass finds them in the cache."""
@@ -44,7 +44,7 @@ class NumpyKernels:
         return max(1, _ELEMENTS_PER_PASS // vocab_size)
 
     def take(self, logits: NDArray[Any], indices: Sequence[int]) -> Float:
-        taken: Float = logits[list(indices)].astype(np.float32, copy=False)
+        taken: Float = np.asarray(logits)[list(indices)].astype(np.float32, copy=False)
         return taken
 
     def guide(
@@ -102,7 +102,7 @@ class NumpyKernels:
                 found[row] = np.isin(candidates.token_ids[row], wanted)
         return found
 
-    def compact(self, candidates: Candidates) -> Candidates:
+    def compact(self, candidates: Candidates, most: int | None) -> Candidates:
         return compact(candidates)
 
     def argmax(self, logits: Float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -151,8 +151,17 @@ class NumpyKernels:
             top_logprobs=(np.take_along_axis(logits, best, axis=1) - log_sum).astype(np.float32),
         )
 
-    def fetch(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        return list(arrays)
+    def index(self, rows: Sequence[int], logits: Float) -> Sequence[int]:
+        return rows
+
+    def in_order(self, parts: Sequence[NDArray[Any]], places: Sequence[int]) -> NDArray[Any]:
+        together = np.concatenate(parts)
+        ordered = np.empty_like(together)
+        ordered[list(places)] = together
+        return ordered
+
+    def send(self, arrays: Sequence[NDArray[Any]], logits: Float) -> Arrival:
+        return lambda: list(arrays)
 
 
 def _log_softmax(logits: Float) -> Float:

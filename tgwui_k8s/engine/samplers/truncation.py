@@ -85,10 +85,10 @@ def xtc(logits: Float, threshold: Float, protected: NDArray[np.bool_]) -> None:
 # ---------------------------------------------------------------------------------- by number
 
 
-def top_k(logits: Float, number: Float) -> None:
-    """Keep the so many most likely tokens."""
+def top_k(logits: Float, number: Float, most: int) -> None:
+    """Keep the so many most likely tokens; `most` is the largest number."""
     counts = np.clip(number[:, 0].astype(np.int64), 1, logits.shape[1])
-    best = _largest(logits, int(counts.max()))
+    best = _largest(logits, min(most, logits.shape[1]))
     _keep_best(logits, logits, best[np.arange(len(best)), counts - 1], counts)
 
 

@@ -1,7 +1,7 @@
 """The array operations a sampler is made of: what NumPy and torch each provide.
 
 The pipeline decides what happens to which rows; kernels compute. Arrays are the library's own, on
-the device where the logits lie; whatever else goes in is on the host, and only `fetch` brings
+the device where the logits lie; whatever else goes in is on the host, and only `send` brings
 results back to it.
 """
 
@@ -23,9 +23,14 @@ LOG_TOLERANCE = 1e-5
 MASS_TOLERANCE = 1e-6
 """Sums of probabilities reach their goal within this."""
 
+MOST_COMPACT = 1024
+"""More candidates than this are not few: to sort them, or to pick them out, is work."""
+
 LEAST_TEMPERATURE = 1e-5
 """Below this, quotients would overflow float32; the draw is as good as greedy long before."""
 
+Arrival = Callable[[], list[NDArray[Any]]]
+"""Waits for arrays on their way to the host."""
 
 PADDING = 2**40
 """The token id of an empty place in `Candidates`: behind every token, and its logit is -inf."""
@@ -62,8 +67,8 @@ class Kernels(Protocol):
     samplers: Mapping[str, Callable[..., None]]
     """The samplers that are no edits, by name of `SAMPLER_ORDER`. Each changes `logits`
     [rows, n] in place and takes its parameters as float32 columns [rows, 1]; XTC also takes a
-    mask of candidates it must not remove. Every one leaves at least one candidate, and copes
-    with rows that have none."""
+    mask of candidates it must not remove, top-k the largest of its numbers. Every one leaves at
+    least one candidate, and copes with rows that have none."""
 
     def rows_per_pass(self, vocab_size: int) -> int:
         """Rows to work on at once."""
@@ -121,8 +126,11 @@ class Kernels(Protocol):
         """Bool [rows, n]: candidates among the row's tokens."""
         ...
 
-    def compact(self, candidates: Candidates) -> Candidates:
-        """The same candidates in fewer columns, where many were removed; else the argument."""
+    def compact(self, candidates: Candidates, most: int | None) -> Candidates:
+        """The same candidates in fewer columns, where many were removed; else the argument.
+
+        `most` is how many a row can have, where that is known without looking.
+        """
         ...
 
     def argmax(self, logits: Array) -> tuple[Array, Array]:
@@ -144,6 +152,14 @@ class Kernels(Protocol):
         """Log probabilities of `token_ids` [rows] and of the `num_top` most likely tokens."""
         ...
 
-    def fetch(self, arrays: Sequence[Array]) -> list[NDArray[Any]]:
-        """All of these on the host, in one transfer."""
+    def index(self, rows: Sequence[int], logits: Array) -> Array:
+        """Row numbers, as arrays that lie where `logits` do are indexed without waiting."""
+        ...
+
+    def in_order(self, parts: Sequence[Array], places: Sequence[int]) -> Array:
+        """The elements of all parts in one array: the i-th of them at `places[i]`."""
+        ...
+
+    def send(self, arrays: Sequence[Array], logits: Array) -> Arrival:
+        """Begin to bring all of these from where `logits` lie to the host, in one transfer."""
         ...

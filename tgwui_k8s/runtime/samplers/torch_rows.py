@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgwui_k8s.runtime.samplers import torch_temperature, torch_truncation
-from tgwui_k8s.runtime.samplers.kernels import PADDING, Candidates, TopTokens
+from tgwui_k8s.runtime.samplers.kernels import (
+    MOST_COMPACT,
+    PADDING,
+    Arrival,
+    Candidates,
+    TopTokens,
+)
 from tgwui_k8s.runtime.samplers.torch_distribution import Distribution
+from tgwui_k8s.runtime.transfers import to_device, to_host
 
 _ELEMENTS_PER_PASS = 2**23
 """Logits to work on at once; bounds the memory of intermediate results."""
-
-_MOST_COMPACT = 1024
-"""More candidates than this are not worth picking out."""
 
 _MINUS_INFINITY = float("-inf")
 
@@ -47,16 +51,17 @@ class TorchKernels:
         return max(1, _ELEMENTS_PER_PASS // vocab_size)
 
     def take(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
-        return logits[torch.tensor(indices, device=logits.device)].float()
+        return logits[self.index(indices, logits)].float()
 
     def guide(
         self, logits: Tensor, rows: Sequence[int], negatives: Tensor, scales: Sequence[float]
     ) -> None:
-        positive, negative = _log_softmax(logits[list(rows)]), _log_softmax(negatives)
-        scale = torch.tensor(scales, dtype=torch.float32, device=logits.device)
+        index = self.index(rows, logits)
+        positive, negative = _log_softmax(logits[index]), _log_softmax(negatives)
+        scale = to_device(scales, torch.float32, logits.device)
         guided = negative + scale[:, None] * (positive - negative)
         excluded = (positive == _MINUS_INFINITY) | (negative == _MINUS_INFINITY)
-        logits[list(rows)] = guided.masked_fill_(excluded, _MINUS_INFINITY)
+        logits[index] = guided.masked_fill_(excluded, _MINUS_INFINITY)
 
     def restrict(self, logits: Tensor, rows: Sequence[int], masks: Sequence[Any]) -> None:
         allowed = torch.zeros(len(rows), logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -91,14 +96,14 @@ class TorchKernels:
         logits.masked_fill_(is_broken, _MINUS_INFINITY)
 
     def columns(self, parameters: Sequence[Sequence[float]], logits: Tensor) -> Sequence[Tensor]:
-        numbers = torch.tensor(parameters, dtype=torch.float32, device=logits.device)
+        numbers = to_device(parameters, torch.float32, logits.device)
         return numbers[:, :, None].unbind(0)
 
     def positions_of(self, candidates: Candidates, token_ids: Sequence[Sequence[int]]) -> Tensor:
         logits = candidates.logits
         width = max(1, *(len(wanted) for wanted in token_ids))
         padded = [[*wanted, *[-1] * (width - len(wanted))] for wanted in token_ids]
-        wanted = torch.tensor(padded, device=logits.device)
+        wanted = to_device(padded, torch.int64, logits.device)
         present = candidates.token_ids
         if present is None:
             present = torch.arange(logits.shape[1], device=logits.device)[None, :]
@@ -107,10 +112,12 @@ class TorchKernels:
             found |= present == column
         return found
 
-    def compact(self, candidates: Candidates) -> Candidates:
+    def compact(self, candidates: Candidates, most: int | None) -> Candidates:
         logits = candidates.logits
-        widest = int((logits > _MINUS_INFINITY).sum(1).max())
-        if widest > _MOST_COMPACT or 2 * widest > logits.shape[1]:
+        if most is None and logits.device.type != "cpu":
+            return candidates  # to count them would be to wait
+        widest = most or int((logits > _MINUS_INFINITY).sum(1).max())
+        if widest > MOST_COMPACT or 2 * widest > logits.shape[1]:
             return candidates
         columns = logits.topk(max(1, widest), dim=1).indices.sort(dim=1).values
         token_ids = candidates.token_ids
@@ -125,7 +132,7 @@ class TorchKernels:
         distribution = Distribution.of(candidates.logits)
         reached = distribution.weights.cumsum(1, dtype=torch.float64)
         totals = reached[:, -1:]
-        goals = torch.tensor(uniforms, dtype=torch.float64, device=reached.device)[:, None] * totals
+        goals = to_device(uniforms, torch.float64, reached.device)[:, None] * totals
         goals = torch.minimum(goals, totals.nextafter(torch.zeros_like(totals)))
         columns = torch.searchsorted(reached, goals, right=True)
         columns = columns.clamp_max(reached.shape[1] - 1)
@@ -142,7 +149,9 @@ class TorchKernels:
 
     def top_tokens(self, candidates: Candidates, token_ids: Any, num_top: int) -> TopTokens:
         logits = candidates.logits
-        columns = torch.as_tensor(token_ids, device=logits.device)[:, None]
+        if not isinstance(token_ids, Tensor):
+            token_ids = to_device(token_ids, torch.int64, logits.device)
+        columns = token_ids[:, None]
         if candidates.token_ids is not None:
             columns = (candidates.token_ids == columns).int().argmax(1, keepdim=True)
         own = logits.gather(1, columns)
@@ -159,12 +168,15 @@ class TorchKernels:
             top_logprobs=(logits.gather(1, best) - log_sum).float(),
         )
 
-    def fetch(self, arrays: Sequence[Tensor]) -> list[NDArray[Any]]:
-        # Token ids are exact in float64, so everything fits into one tensor.
-        together = torch.cat([array.double().flatten() for array in arrays]).cpu().numpy()
-        firsts = np.cumsum([array.numel() for array in arrays])[:-1]
-        parts = np.split(together, firsts)
-        return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    def index(self, rows: Sequence[int], logits: Tensor) -> Tensor:
+        return to_device(list(rows), torch.int64, logits.device)
+
+    def in_order(self, parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+        together = torch.cat(list(parts))
+        return torch.empty_like(together).index_copy_(0, self.index(places, together), together)
+
+    def send(self, arrays: Sequence[Tensor], logits: Tensor) -> Arrival:
+        return to_host(arrays, logits.device)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -180,9 +192,9 @@ def _find(
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Rows and columns of these tokens, and the values that go there, all on the device."""
     device = candidates.logits.device
-    where = torch.from_numpy(np.stack([rows, token_ids])).to(device)
+    where = to_device(np.stack([rows, token_ids]), torch.int64, device)
     row, wanted = where[0], where[1]
-    value = torch.from_numpy(values.astype(np.float32)).to(device)
+    value = to_device(values, torch.float32, device)
     if candidates.token_ids is None:
         return (row, wanted), value
     num_rows, num_columns = candidates.token_ids.shape

@@ -1,7 +1,7 @@
 """Samplers that keep some candidates and remove the others, in torch. All work in place.
 
-`tgwui_k8s.engine.samplers.truncation` says what each one is. Where the number of candidates to be
-sorted depends on the data, the device is asked once.
+`tgwui_k8s.engine.samplers.truncation` says what each one is. None waits for the device but nucleus
+sampling among many candidates: how many are to be sorted depends on the data.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from tgwui_k8s.runtime.samplers.kernels import LOG_TOLERANCE, MASS_TOLERANCE
+from tgwui_k8s.runtime.samplers.kernels import LOG_TOLERANCE, MASS_TOLERANCE, MOST_COMPACT
 from tgwui_k8s.runtime.samplers.torch_distribution import Distribution
-
-_FIRST_WINDOW = 1024
-"""Tokens that nucleus sampling sorts before it asks whether they are enough."""
 
 _MINUS_INFINITY = float("-inf")
 
@@ -81,10 +78,10 @@ def xtc(logits: Tensor, threshold: Tensor, protected: Tensor) -> None:
 # ---------------------------------------------------------------------------------- by number
 
 
-def top_k(logits: Tensor, number: Tensor) -> None:
-    """Keep the so many most likely tokens."""
+def top_k(logits: Tensor, number: Tensor, most: int) -> None:
+    """Keep the so many most likely tokens; `most` is the largest number."""
     counts = number.long().clamp(1, logits.shape[1])
-    best = _largest(logits, int(counts.max()))
+    best = _largest(logits, min(most, logits.shape[1]))
     _keep_best(logits, logits, best.gather(1, counts - 1), counts)
 
 
@@ -92,7 +89,7 @@ def top_p(logits: Tensor, mass: Tensor) -> None:
     """Keep the fewest most likely tokens that together reach this probability (nucleus)."""
     distribution = Distribution.of(logits)
     goal = distribution.total * mass
-    number = _FIRST_WINDOW
+    number = MOST_COMPACT  # they are sorted before it is asked whether they are enough
     while True:
         best = _largest(distribution.weights, number)
         reached = best.cumsum(1, dtype=torch.float64)
@@ -161,8 +158,7 @@ def _keep_best(logits: Tensor, keys: Tensor, cuts: Tensor, counts: Tensor) -> No
     """Keep the `counts` candidates with the best keys; `cuts` are the keys of the last of them."""
     removed = keys < cuts
     surplus = (~removed).sum(1, keepdim=True) - counts
-    if bool((surplus > 0).any()):
-        equals = keys == cuts
-        num_kept_equals = equals.sum(1, keepdim=True) - surplus
-        removed |= equals & (equals.cumsum(1) > num_kept_equals)
+    equals = keys == cuts
+    num_kept_equals = equals.sum(1, keepdim=True) - surplus
+    removed |= equals & (equals.cumsum(1) > num_kept_equals)
     logits.masked_fill_(removed, _MINUS_INFINITY)
