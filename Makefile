@@ -62,6 +62,7 @@ bench-peer: ## make the environment of PEER (vllm, llama-cpp, openvino) for the 
 	  echo "Say which: make bench-peer PEER=..."; ls benchmarks/peers/requirements; exit 2; }
 	$(PYTHON) -m venv '.venv-peers/$(PEER)'
 	'.venv-peers/$(PEER)/bin/python' -m pip install --quiet --requirement 'benchmarks/peers/requirements/$(PEER).txt'
+	$(if $(wildcard benchmarks/peers/requirements/$(PEER).sh),benchmarks/peers/requirements/$(PEER).sh '.venv-peers/$(PEER)')
 
 # ---------------------------------------------------------------------------------- checking
 
@@ -85,7 +86,7 @@ rollout-test: $(installed_dev) ## roll out, drain and scale under continuous str
 	$(pytest) -n 3 tests/rollout $(PYTEST_ARGS)
 
 browser-test: $(installed_dev) ## use the web page as people do, in a real browser (BROWSER=...)
-	TEST_BROWSER='$(BROWSER)' $(pytest) -n auto --dist loadfile tests/browser $(PYTEST_ARGS)
+	TEST_BROWSER='$(BROWSER)' $(pytest) --timeout 600 tests/browser $(PYTEST_ARGS)
 
 clients: $(installed_clients) $(installed) ## try other people's client libraries on the demo model
 	TEST_SERVER_PYTHON=$(abspath $(bin)/python) $(VENV)-clients/bin/python -m pytest tests/clients $(PYTEST_ARGS)
@@ -156,7 +157,7 @@ $(installed_llama_cpp): | $(installed_dev)
 	$(bin)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/llama-cpp 'llama-cpp-python==$(llama_cpp_version)'
 	tar -xzf $(VENV)/llama-cpp/*.tar.gz -C $(VENV)/llama-cpp --strip-components 1
 	cmake -S $(VENV)/llama-cpp/vendor/llama.cpp -B $(VENV)/llama-cpp/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 '-DCMAKE_INSTALL_RPATH=$$ORIGIN' -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON >/dev/null
-	cmake --build $(VENV)/llama-cpp/build --target llama --parallel >/dev/null
+	cmake --build $(VENV)/llama-cpp/build --target llama --parallel $$(nproc) >/dev/null
 	site=$$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  mkdir -p $$site/llama_cpp/lib && cp -P $(VENV)/llama-cpp/build/bin/*.so* $$site/llama_cpp/lib/
 	rm -rf $(VENV)/llama-cpp

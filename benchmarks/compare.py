@@ -96,20 +96,20 @@ def run(contender: Contender, model: Path, arguments: list[str], folder: Path) -
 
     Raises `RuntimeError` with the end of what it printed.
     """
-    logits = folder / "logits.npy"
-    logits.unlink(missing_ok=True)
+    figures_file, logits_file = folder / "figures.json", folder / "logits.npy"
+    for file in (figures_file, logits_file):
+        file.unlink(missing_ok=True)
     command = [contender.python, str(PEERS / "child.py"), contender.module, str(model.resolve())]
-    command += ["--started", str(time.time()), "--logits", str(logits)]
-    command += arguments
+    command += ["--started", str(time.time()), "--out", str(folder), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path(contender))}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=MOST_SECONDS
     )
     if done.returncode:
         raise RuntimeError(" ".join(done.stderr[-600:].split()))
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if logits.exists():
-        figures["logits"] = np.load(logits)
+    figures: dict[str, Any] = json.loads(figures_file.read_text())
+    if logits_file.exists():
+        figures["logits"] = np.load(logits_file)
     return figures
 
 

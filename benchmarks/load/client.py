@@ -11,7 +11,7 @@ from typing import Any
 import httptools
 import msgspec
 
-from benchmarks.load.http import Exchange, Origin, TruncatedError
+from benchmarks.load.http import Exchange, Origin, TruncatedError, ask
 from benchmarks.load.recording import Recording, error_code
 
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -85,11 +85,10 @@ async def stream(target: Target, prompt: str) -> Recording:
 
 async def first_model(origin: Origin, headers: Mapping[str, str]) -> str:
     """The first name in `/v1/models`. Raises `OSError` or `ValueError`."""
-    body = bytearray()
-    exchange = Exchange(origin.request("GET", "/v1/models", headers, b""), body.extend)
-    await asyncio.wait_for(exchange.run(origin), 30.0)
-    if exchange.status != 200:
-        raise ValueError(f"/v1/models answers {exchange.status}; say --model")
+    request = origin.request("GET", "/v1/models", headers, b"")
+    status, body = await asyncio.wait_for(ask(origin, request), 30.0)
+    if status != 200:
+        raise ValueError(f"/v1/models answers {status}; say --model")
     try:
         return str(msgspec.json.decode(body)["data"][0]["id"])
     except (msgspec.DecodeError, LookupError, TypeError):

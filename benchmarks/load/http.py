@@ -116,3 +116,11 @@ class Exchange(asyncio.Protocol):
             self._complete.set_result(None)
         else:
             self._complete.set_exception(error)
+
+
+async def ask(origin: Origin, request: bytes) -> tuple[int, bytes]:
+    """Status and body of one request. Raises like `Exchange.run`."""
+    body = bytearray()
+    exchange = Exchange(request, body.extend)
+    await exchange.run(origin)
+    return exchange.status, bytes(body)

@@ -1,4 +1,4 @@
-"""`tgwui-k8s serve` as a process to measure: its life, its processes, what they use."""
+"""A server as a process to measure: its life, its processes, what they use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import IO
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TypeVar
 
 import psutil
+
+_ServerType = TypeVar("_ServerType", bound="AnyServer")
 
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.005
@@ -22,19 +24,21 @@ class ServerFailedError(Exception):
     """The server ended, or did not become ready; says what it wrote last."""
 
 
-class Server:
-    """A server on a free port of this machine. A context manager that leaves nothing behind."""
+class AnyServer:
+    """Any server on a free port of this machine. A context manager that leaves nothing behind."""
 
-    def __init__(self, flags: Sequence[str]) -> None:
-        """Starts it; `flags` are those of `tgwui-k8s serve`."""
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts it; `{port}` in the command is the port."""
         self.port = free_port()
         self.started = time.perf_counter()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        arguments = ("serve", "--port", str(self.port), "--no-webui", *flags)
-        command = [sys.executable, "-m", "tgwui_k8s", *arguments]
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("TGWUI_")}
         self._process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
+            [part.format(port=self.port) for part in command],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
 
     @property
@@ -44,16 +48,8 @@ class Server:
 
     @property
     def api_process(self) -> psutil.Process:
-        """The process that answers HTTP."""
+        """The process that was started; it answers HTTP."""
         return psutil.Process(self._process.pid)
-
-    @property
-    def engine_process(self) -> psutil.Process:
-        """The process that computes."""
-        for child in self.api_process.children(recursive=True):
-            if any("engine.process" in part for part in child.cmdline()):
-                return child
-        raise ServerFailedError("the server has no engine process")
 
     def wait_until_listening(self, seconds: float = 60.0) -> float:
         """When the port first accepted a connection (`time.perf_counter`)."""
@@ -65,7 +61,11 @@ class Server:
         self._wait(lambda: self._answers(path), seconds, f"answer {path} with 200")
         return time.perf_counter()
 
-    def __enter__(self) -> Server:
+    def log_lines(self) -> list[bytes]:
+        """What it has written so far."""
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).splitlines()
+
+    def __enter__(self: _ServerType) -> _ServerType:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -108,6 +108,24 @@ class Server:
     def _last_words(self) -> str:
         self._log.seek(0)
         return self._log.read()[-2000:].decode(errors="replace")
+
+
+class Server(AnyServer):
+    """`tgwui-k8s serve`."""
+
+    def __init__(self, flags: Sequence[str]) -> None:
+        """Starts it; `flags` are those of `serve`."""
+        arguments = ("serve", "--port", "{port}", "--no-webui", *flags)
+        environment = {n: v for n, v in os.environ.items() if not n.startswith("TGWUI_")}
+        super().__init__([sys.executable, "-m", "tgwui_k8s", *arguments], environment)
+
+    @property
+    def engine_process(self) -> psutil.Process:
+        """The process that computes."""
+        for child in self.api_process.children(recursive=True):
+            if any("engine.process" in part for part in child.cmdline()):
+                return child
+        raise ServerFailedError("the server has no engine process")
 
 
 def free_port() -> int:

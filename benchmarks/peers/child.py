@@ -1,9 +1,9 @@
 """Measures one engine in this process; started by `compare` in the engine's own environment.
 
-    python child.py ENGINE MODEL --started SECONDS --logits FILE
+    python child.py ENGINE MODEL --started SECONDS --out FOLDER
 
-Imports nothing but the standard library, NumPy and the engine. Prints one line of JSON; writes the
-logits of the first prompt, where the engine gives them, for the caller to compare.
+Imports nothing but the standard library, NumPy and the engine. Writes `figures.json`, and the
+logits of the first prompt, where the engine gives them, as `logits.npy` for the caller to compare.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,13 +66,26 @@ def measure(engine: Engine, started: float, batches: list[int]) -> dict[str, Any
 
 
 def memory() -> dict[str, float]:
-    """Peak resident memory, and what of the present one is anonymous, in GiB."""
-    status = dict(
-        line.split(":", 1)
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    )
+    """Peak resident memory, and what of the present one is anonymous, in GiB.
+
+    Of this process and all that it has started: some engines compute in a process of their own.
+    """
     named = {"peak_gib": "VmHWM", "anon_gib": "RssAnon"}
-    return {name: int(status[field].split()[0]) / 2**20 for name, field in named.items()}
+    statuses = [
+        dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        for process in _family(Path("/proc/self"))
+    ]
+    return {
+        name: sum(int(status[field].split()[0]) for status in statuses) / 2**20
+        for name, field in named.items()
+    }
+
+
+def _family(process: Path) -> Iterator[Path]:
+    yield process
+    for task in (process / "task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from _family(Path("/proc") / child)
 
 
 def _median(work: Callable[[int], None], *, first_run: int) -> float:
@@ -91,7 +103,7 @@ def main() -> None:
     parser.add_argument("engine", metavar="MODULE[:VARIANT]")
     parser.add_argument("model", type=Path)
     parser.add_argument("--started", type=float, required=True)
-    parser.add_argument("--logits", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, action="append", default=[])
     parser.add_argument("--only-logits", action="store_true")
     arguments = parser.parse_args()
@@ -102,9 +114,8 @@ def main() -> None:
         figures = measure(engine, arguments.started, arguments.batch)
     logits = engine.logits(prompts(1, 0)[0])
     if logits is not None:
-        np.save(arguments.logits, np.asarray(logits, np.float32))
-    print("\n" + json.dumps(figures), flush=True)
-    sys.stdout.flush()
+        np.save(arguments.out / "logits.npy", np.asarray(logits, np.float32))
+    (arguments.out / "figures.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from vllm import LLM, SamplingParams
 
+KV_CACHE_BYTES = 2 << 30
+"""Enough for 64 sequences of M; by itself it takes most of the machine's memory."""
+
 
 class Engine:
     """In bfloat16; the variant `eager` skips compiling."""
@@ -17,6 +20,7 @@ class Engine:
             model=str(model),
             dtype="bfloat16",
             max_model_len=2048,
+            kv_cache_memory_bytes=KV_CACHE_BYTES,
             max_logprobs=-1,
             enforce_eager=variant == "eager",
             disable_log_stats=True,
