@@ -26,7 +26,7 @@ from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.runtime.device_memory import free_memory
 from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.memory import check_weights_fit
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.sentence_modules import Pooling, SentenceModules, read_modules
 from tgwui_k8s.runtime.transformers_config import choose_device, choose_dtype, read_config
 from tgwui_k8s.storage.identity import fingerprint
@@ -57,9 +57,9 @@ class EmbeddingsLoader:
         dtype = choose_dtype(config, request, device)
         weights = find_weights(folder)
         check_weights_fit(weights.num_bytes, free_memory(request, device))
-        prefetch_weights(request, weights, progress)
-        progress(LoadProgress("loading", 0, weights.num_bytes))
-        model = _build(folder, request, dtype, device)
+        with reading_ahead(request, weights, progress) as note:
+            note(LoadProgress("loading", 0, weights.num_bytes))
+            model = _build(folder, request, dtype, device)
         progress(LoadProgress("loading", weights.num_bytes, weights.num_bytes))
         info = _describe(model, modules, weights, request)
         return SentenceEmbedder(model, modules, info)

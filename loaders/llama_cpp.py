@@ -30,7 +30,7 @@ from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.llama_cpp.lanes import Lanes
 from tgwui_k8s.runtime.llama_cpp.options import OPTIONS, LlamaCppOptions, parse_options
 from tgwui_k8s.runtime.llama_cpp.plan import BLOCK_SIZE, GGUFShape, batch_size, plan_layout
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.storage.gguf_files import parts_of, pick_gguf
 from tgwui_k8s.storage.gguf_header import file_type_name
 from tgwui_k8s.storage.gguf_metadata import read_metadata
@@ -117,8 +117,8 @@ class LlamaCppLoader:
         weights = WeightFiles("gguf", parts, {}, weight_bytes)
         shape = GGUFShape(metadata)
         max_model_len = shape.max_model_len(options, request.max_model_len)
-        prefetch_weights(request, weights, progress)
-        model = _load_model(parts, options, use_gpu, weight_bytes, progress)
+        with reading_ahead(request, weights, progress) as note:
+            model = _load_model(parts, options, use_gpu, weight_bytes, note)
         try:
             layout = plan_layout(
                 request,

@@ -47,7 +47,7 @@ from tgwui_k8s.runtime.native import (
     NativeVector,
     why_unavailable,
 )
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
@@ -100,7 +100,6 @@ class NativeLoader:
         """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
         int8 = _wants_int8(request)
         config, weights, checkpoint = _examine(request, int8=int8)
-        prefetch_weights(request, weights, progress)
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
         )
@@ -118,7 +117,8 @@ class NativeLoader:
             int8_weights=int8,
         )
         _reserve_cache(decoder, checkpoint, groups, layout)
-        _read_weights(decoder, checkpoint, TensorReader(weights.tensors), progress)
+        with reading_ahead(request, weights, progress) as note:
+            _read_weights(decoder, checkpoint, TensorReader(weights.tensors), note)
         info = ModelInfo(
             loader=self.name,
             architecture=config["architectures"][0],

@@ -32,7 +32,7 @@ from tgwui_k8s.runtime.neuron.optimum_neuron import OptimumNeuron
 from tgwui_k8s.runtime.neuron.sample_backend import SampleBackend, sample_capabilities
 from tgwui_k8s.runtime.neuron.slot_runner import SlotRunner
 from tgwui_k8s.runtime.neuron.transformers_neuronx import TransformersNeuronx
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
 
@@ -58,23 +58,24 @@ class NeuronLoader:
         if case.unusable is not None and (case.export or not case.options.compile_on_start):
             raise StartupError(case.unusable)
         weights = _find_weights(case)
-        prefetch_weights(request, weights, progress)
         take_cores(os.environ, case.parameters.tp_degree)
         total = weights.num_bytes
         if case.export is not None:
-            progress(LoadProgress("loading", 0, total))
-            exported = OptimumNeuron.load(case.folder.path)
+            with reading_ahead(request, weights, progress) as note:
+                note(LoadProgress("loading", 0, total))
+                exported = OptimumNeuron.load(case.folder.path)
             progress(LoadProgress("loading", total, total))
             return SampleBackend(exported, _describe(request, case, weights, exported.lacking))
-        model = _build(case)
-        if case.unusable is None:
-            progress(LoadProgress("loading", 0, total))
-            model.load(case.folder.artifacts)
-        else:
-            logger.warning("compiling at the start: %s", case.unusable)
-            progress(LoadProgress("compiling", 0, total))
-            model.compile_and_load()
-            _keep(case, model)
+        with reading_ahead(request, weights, progress) as note:
+            model = _build(case)
+            if case.unusable is None:
+                note(LoadProgress("loading", 0, total))
+                model.load(case.folder.artifacts)
+            else:
+                logger.warning("compiling at the start: %s", case.unusable)
+                note(LoadProgress("compiling", 0, total))
+                model.compile_and_load()
+                _keep(case, model)
         progress(LoadProgress("loading", total, total))
         return _serve(case, model, _describe(request, case, weights, model.lacking))
 

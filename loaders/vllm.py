@@ -19,7 +19,7 @@ from tgwui_k8s.contract import (
     ProgressCallback,
 )
 from tgwui_k8s.errors import StartupError
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.vllm.options import OPTIONS, engine_args
 from tgwui_k8s.runtime.vllm.sampling import UNSUPPORTED
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
@@ -47,19 +47,20 @@ class VLLMLoader:
         """
         arguments = engine_args(request)
         weights = find_weights(request.path)
-        prefetch_weights(request, weights, progress)
         total = weights.num_bytes
-        progress(LoadProgress("loading", 0, total))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if request.num_threads is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(request.num_threads))
 
-        from tgwui_k8s.runtime.vllm.backend import VLLMBackend
-        from tgwui_k8s.runtime.vllm.stats import StatsCollector
+        # vLLM takes seconds to import, in which its weights can be read.
+        with reading_ahead(request, weights, progress) as note:
+            note(LoadProgress("loading", 0, total))
+            from tgwui_k8s.runtime.vllm.backend import VLLMBackend
+            from tgwui_k8s.runtime.vllm.stats import StatsCollector
 
-        collector = StatsCollector()
-        engine = _start(arguments, collector)
+            collector = StatsCollector()
+            engine = _start(arguments, collector)
         backend = VLLMBackend(engine, _describe(request, engine.vllm_config, weights), collector)
         for name, folder in (request.adapters or {}).items():
             backend.load_adapter(name, Path(folder))

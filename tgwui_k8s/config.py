@@ -114,7 +114,7 @@ class ModelSettings:
     )
     prefetch: Literal["auto", "on", "off"] = setting(
         "auto",
-        "Read weights ahead in parallel before mapping them; 'auto' does so on network and FUSE "
+        "Read weights ahead in parallel while they are loaded; 'auto' does so on network and FUSE "
         "file systems.",
     )
 

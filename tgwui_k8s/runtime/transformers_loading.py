@@ -30,7 +30,7 @@ from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
 from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
-from tgwui_k8s.runtime.prefetching import prefetch_weights
+from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.quantized.linear import choose_product, expands_weights
 from tgwui_k8s.runtime.quantized.model import Quantization, linear_layers, quantized_layers
 from tgwui_k8s.runtime.quantized.schemes import (
@@ -101,17 +101,17 @@ def load_runner(
     keep_within_limit(request, plan.device)
     # Reduced precision inside float32 products (TF32, bfloat16) would break exactness.
     torch.set_float32_matmul_precision("highest")
-    prefetch_weights(request, plan.weights, progress)
     total = plan.weights.num_bytes
-    model = build_model(
-        plan.model_class,
-        plan.config,
-        plan.weights,
-        dtype=plan.dtype,
-        device=plan.device,
-        on_bytes=lambda num_bytes: progress(LoadProgress("loading", num_bytes, total)),
-        quantization=_quantization(plan),
-    )
+    with reading_ahead(request, plan.weights, progress) as note:
+        model = build_model(
+            plan.model_class,
+            plan.config,
+            plan.weights,
+            dtype=plan.dtype,
+            device=plan.device,
+            on_bytes=lambda num_bytes: note(LoadProgress("loading", num_bytes, total)),
+            quantization=_quantization(plan),
+        )
     progress(LoadProgress("loading", total, total))
     freeze_rope(model, plan.max_model_len)
     kv, layout = _make_kv_cache(model, plan, request)
