@@ -1,4 +1,4 @@
-"""The `Native` loader: Llama-shaped models in bfloat16 on CPUs with AVX-512 BF16, without torch.
+"""The `Native` loader: Llama-shaped models in bfloat16 on x86-64 processors, without torch.
 
 `--loader-option weights=int8` rounds the weights to 8 bits as they are read: half the memory, and
 half the time where a step is bound by reading them.
@@ -45,6 +45,8 @@ from tgwui_k8s.runtime.native import (
     NativeDecoder,
     NativeLinear,
     NativeVector,
+    Variant,
+    variants_here,
     why_unavailable,
 )
 from tgwui_k8s.runtime.prefetching import reading_ahead
@@ -52,9 +54,6 @@ from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
-
-NUMERICS = "native-1"
-"""Changed whenever the kernels may give other logits: part of the fingerprint."""
 
 
 class NativeRunner:
@@ -92,14 +91,20 @@ class NativeLoader:
         "weights": "bfloat16 (default), or int8: rounded at load, half the memory, faster decoding."
     }
 
+    def __init__(self, variant: Variant | None = None) -> None:
+        """By default the variant that is fastest on this processor."""
+        self._variant = variant
+
     def check(self, request: LoadRequest) -> None:
         """Raise what `load` would, as far as the files' headers and this machine tell."""
-        _examine(request, int8=_wants_int8(request))
+        _wants_int8(request)
+        _examine(request)
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> NativeRunner:
         """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
         int8 = _wants_int8(request)
-        config, weights, checkpoint = _examine(request, int8=int8)
+        config, weights, checkpoint = _examine(request)
+        variant = self._variant or variants_here()[0]
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
         )
@@ -114,6 +119,7 @@ class NativeLoader:
             cosines=cosines,
             sines=sines,
             num_threads=request.num_threads or cpu_quota(),
+            variant=variant,
             int8_weights=int8,
         )
         _reserve_cache(decoder, checkpoint, groups, layout)
@@ -131,17 +137,15 @@ class NativeLoader:
             weight_bytes=num_weight_bytes,
             quantization="int8" if int8 else None,
             fingerprint=fingerprint(
-                weights.files, dict(config), (NUMERICS, "int8" if int8 else "bfloat16")
+                weights.files, dict(config), (variant.numerics, "int8" if int8 else "bfloat16")
             ),
         )
         return NativeRunner(decoder, info, layout)
 
 
-def _examine(
-    request: LoadRequest, *, int8: bool
-) -> tuple[dict[str, Any], WeightFiles, LlamaCheckpoint]:
+def _examine(request: LoadRequest) -> tuple[dict[str, Any], WeightFiles, LlamaCheckpoint]:
     """The configuration, the files and what they hold; refuses what the kernels cannot run."""
-    _refuse_unsuitable(request, int8=int8)
+    _refuse_unsuitable(request)
     config = ModelFiles.read(request.path).config
     weights = find_weights(request.path)
     with _left_to_transformers():
@@ -166,10 +170,10 @@ def _wants_int8(request: LoadRequest) -> bool:
     return weights == "int8"
 
 
-def _refuse_unsuitable(request: LoadRequest, *, int8: bool) -> None:
+def _refuse_unsuitable(request: LoadRequest) -> None:
     if unknown := sorted(set(request.options) - set(NativeLoader.options)):
         raise UnsupportedModelError(f"loader 'Native' has no option '{unknown[0][:100]}'")
-    reason = why_unavailable(int8_weights=int8)
+    reason = why_unavailable()
     if reason is not None:
         raise UnsupportedModelError(reason)
     if request.dtype not in ("auto", "bfloat16"):

@@ -9,22 +9,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loaders.native import NativeLoader
+from tests.helpers.native import execute, load, needs_native_decoder, part, with_each_numerics
 from tests.helpers.toy_runner import run_to_end
 from tests.helpers.versions import in_dtype
-from tgwui_k8s.contract import Batch, GenerationRequest, LoadRequest, ScheduledSequence
+from tgwui_k8s.contract import GenerationRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.engine.core import EngineCore
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.runtime.llama_checkpoint import round_to_bfloat16
-from tgwui_k8s.runtime.native import why_unavailable
+from tgwui_k8s.runtime.native import variants_here
 from tgwui_k8s.runtime.rope import rope_tables
 from tgwui_k8s.sampling import SamplingParams
 
-pytestmark = pytest.mark.skipif(
-    why_unavailable() is not None, reason=f"no native decoder: {why_unavailable()}"
-)
+pytestmark = needs_native_decoder
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -63,13 +61,6 @@ MODELS = {
 TOKENS = np.random.default_rng(0).integers(3, 250, 120).tolist()
 
 
-def load(folder, **kwargs):
-    request = LoadRequest(
-        model_path=str(folder), loader="Native", max_num_seqs=8, num_threads=2, **kwargs
-    )
-    return NativeLoader().load(request, lambda progress: None)
-
-
 def reference_logits(folder, token_ids):
     """Transformers in float32, whole and without a cache."""
     model = AutoModelForCausalLM.from_pretrained(
@@ -79,30 +70,14 @@ def reference_logits(folder, token_ids):
         return model(torch.tensor([token_ids])).logits[0].numpy()
 
 
-def part(runner, token_ids, start=0, first_block=0, num_logits=None):
-    """A scheduled run of tokens whose blocks follow one another from `first_block` on."""
-    num_blocks = -(-(start + len(token_ids)) // runner.layout.block_size)
-    tables = tuple(list(range(first_block, first_block + num_blocks)) for _ in runner.layout.groups)
-    return ScheduledSequence(
-        row=0,
-        start=start,
-        token_ids=token_ids,
-        block_tables=tables,
-        num_logits=len(token_ids) if num_logits is None else num_logits,
-    )
-
-
-def execute(runner, *parts):
-    return runner.execute(Batch(list(parts), sum(len(p.token_ids) for p in parts)))
-
-
+@with_each_numerics
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_transformers(name, tmp_path):
+def test_logits_are_those_of_transformers(name, variant, tmp_path):
     """Close to float32, and closer than Transformers' own bfloat16, for every kind of model."""
     architecture, overrides = MODELS[name]
     folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
     expected = reference_logits(folder, TOKENS)
-    runner = load(folder)
+    runner = load(folder, variant)
     logits = execute(runner, part(runner, TOKENS))
     assert logits.dtype == np.float32
     gap = np.abs(logits - expected).mean()
@@ -113,6 +88,7 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     runner.close()
 
 
+@with_each_numerics
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
@@ -124,11 +100,11 @@ def test_logits_are_those_of_transformers(name, tmp_path):
         ("qwen2", "int8"),
     ],
 )
-def test_batches_chunks_and_block_tables_change_no_bit(name, weights, tmp_path):
+def test_batches_chunks_and_block_tables_change_no_bit(name, weights, variant, tmp_path):
     """Alone or with others, whole or in chunks, in whatever blocks: the identical floats."""
     architecture, overrides = MODELS[name]
     folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
-    runner = load(folder, options={"weights": weights})
+    runner = load(folder, variant, options={"weights": weights})
     whole = execute(runner, part(runner, TOKENS))
     chunks = [
         execute(runner, part(runner, TOKENS[begin:end], begin, first_block=10))
@@ -144,6 +120,22 @@ def test_batches_chunks_and_block_tables_change_no_bit(name, weights, tmp_path):
     assert np.array_equal(beside[17], whole[119])
     assert np.array_equal(beside[18:], whole)
     runner.close()
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["llama", "odd vocabulary", "qwen2 windows", "qwen3"])
+def test_variants_with_the_same_numerics_give_the_same_bits(name, weights, tmp_path):
+    """What the fingerprint says of replicas on different processors is true."""
+    architecture, overrides = MODELS[name]
+    folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
+    found = {}
+    for variant in variants_here():
+        runner = load(folder, variant, options={"weights": weights})
+        logits = execute(runner, part(runner, TOKENS))
+        first = found.setdefault(runner.info.fingerprint, logits)
+        np.testing.assert_array_equal(logits, first, err_msg=variant.name)
+        runner.close()
+    assert len(found) == len({variant.numerics for variant in variants_here()})
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])

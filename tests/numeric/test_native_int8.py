@@ -8,14 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loaders.native import NativeLoader
-from tests.numeric.test_native_decoder import MODELS, TOKENS, execute, load, part
+from tests.helpers.native import execute, load, needs_native_decoder, part, with_each_numerics
+from tests.numeric.test_native_decoder import MODELS, TOKENS
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.errors import UnsupportedModelError
-from tgwui_k8s.runtime import native
-from tgwui_k8s.runtime.native import INT8_GROUP, NativeLinear, why_unavailable
+from tgwui_k8s.runtime.native import INT8_GROUP, NativeLinear
 
-REASON = why_unavailable(int8_weights=True)
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no native decoder: {REASON}")
+pytestmark = needs_native_decoder
 
 
 def rounded(weights: np.ndarray) -> np.ndarray:
@@ -29,12 +28,13 @@ def rounded(weights: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def test_packed_weights_are_rounded_as_documented(tmp_path):
+@with_each_numerics
+def test_packed_weights_are_rounded_as_documented(variant, tmp_path):
     """Every row read back is scale x integer of its groups, a last group of 16 inputs included."""
     overrides = {"hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 5}
     folder = make_checkpoint(tmp_path, "llama", dtype="bfloat16", head_dim=16, **overrides)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    runner = load(folder, options={"weights": "int8"})
+    runner = load(folder, variant, options={"weights": "int8"})
     layer = model.model.layers[1]
     expected = {
         NativeLinear.OUT: layer.self_attn.o_proj.weight,
@@ -50,9 +50,10 @@ def test_packed_weights_are_rounded_as_documented(tmp_path):
     runner.close()
 
 
+@with_each_numerics
 @pytest.mark.parametrize("name", ["llama", "llama tied", "mistral", "qwen2", "qwen3"])
-def test_logits_are_those_of_the_rounded_weights(name, tmp_path):
-    """Beside float32 of the rounded weights only the bf16 of activations is lost, as in bf16."""
+def test_logits_are_those_of_the_rounded_weights(name, variant, tmp_path):
+    """Beside float32 of the rounded weights no more is lost than in bf16."""
     architecture, overrides = MODELS[name]
     folder = make_checkpoint(tmp_path, architecture, dtype="bfloat16", **overrides)
     model = AutoModelForCausalLM.from_pretrained(
@@ -64,14 +65,15 @@ def test_logits_are_those_of_the_rounded_weights(name, tmp_path):
                 module.weight.copy_(torch.from_numpy(rounded(module.weight.numpy())))
         expected = model(torch.tensor([TOKENS])).logits[0].numpy()
         own = model.bfloat16()(torch.tensor([TOKENS])).logits[0].float().numpy()
-    runner = load(folder, options={"weights": "int8"})
+    runner = load(folder, variant, options={"weights": "int8"})
     logits = execute(runner, part(runner, TOKENS))
     assert np.abs(logits - expected).mean() < np.abs(own - expected).mean()
     assert runner.info.quantization == "int8"
     runner.close()
 
 
-def test_outliers_among_activations_cost_nothing_else(tmp_path):
+@with_each_numerics
+def test_outliers_among_activations_cost_nothing_else(variant, tmp_path):
     """One dimension a hundred times the others leaves the rest of a row as exact as it was."""
     folder = make_checkpoint(tmp_path, "llama", dtype="float32")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -83,7 +85,7 @@ def test_outliers_among_activations_cost_nothing_else(tmp_path):
                 layer.mlp.gate_proj.weight[:, 3] = layer.mlp.up_proj.weight[:, 3] = 0.0
             expected = model(torch.tensor([TOKENS])).logits[0].numpy()
         model.save_pretrained(folder)
-        runner = load(folder, options={"weights": "int8"})
+        runner = load(folder, variant, options={"weights": "int8"})
         gaps.append(np.abs(execute(runner, part(runner, TOKENS)) - expected).mean())
         runner.close()
     assert gaps[1] < 1.2 * gaps[0]
@@ -101,34 +103,21 @@ def test_int8_weights_take_half_the_memory(tmp_path):
     small.close()
 
 
-def test_a_broken_row_stays_alone(tmp_path):
+@with_each_numerics
+def test_a_broken_row_stays_alone(variant, tmp_path):
     """Not a number in one sequence's activations gives NaN there and changes nobody else's bits."""
     folder = make_checkpoint(tmp_path, "llama", dtype="float32")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = float("nan")
         model.save_pretrained(folder)
-    runner = load(folder, options={"weights": "int8"})
+    runner = load(folder, variant, options={"weights": "int8"})
     healthy = [token for token in TOKENS if token != 7][:20]
     alone = execute(runner, part(runner, healthy))
     both = execute(runner, part(runner, [9, 7], first_block=4), part(runner, healthy))
     assert np.isnan(both[1]).all()
     np.testing.assert_array_equal(both[2:], alone)
     runner.close()
-
-
-def test_a_processor_without_vnni_is_named(tmp_path, monkeypatch):
-    """Where VPDPWSSD is missing, int8 weights are refused and bf16 ones still run."""
-
-    class Library:
-        native_supported = staticmethod(lambda: True)
-        native_supports_int8 = staticmethod(lambda: False)
-
-    folder = make_checkpoint(tmp_path, "llama", dtype="bfloat16")
-    monkeypatch.setattr(native, "_library", Library)
-    assert why_unavailable() is None
-    with pytest.raises(UnsupportedModelError, match="AVX-512 VNNI"):
-        load(folder, options={"weights": "int8"})
 
 
 def test_unknown_weights_are_refused_with_what_there_is(tmp_path):

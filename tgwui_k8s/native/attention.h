@@ -1,6 +1,6 @@
 // Attention of query rows to the paged KV cache of one sequence.
 //
-// Layouts (a "pair" is two bf16 that VDPBF16PS multiplies and adds in one lane):
+// Layouts:
 //   keys      [block][head][D/2][16][2]      16 positions side by side, dimensions in pairs
 //   values    [block][head][16/2][D][2]      dimensions side by side, positions in pairs
 
@@ -22,54 +22,50 @@ constexpr int kSpanBlocks = kSpan / kBlock;
 // Up to kRows query rows (heads of a group, or of several tokens) against one KV head.
 struct AttentionRows {
   int count = 0;
-  const bf16* query[kRows];
+  const Activation* query[kRows];
   int position[kRows];
-  bf16* to[kRows];
+  Activation* to[kRows];
 };
 
 // Scratch of one thread.
 struct AttentionScratch {
   alignas(64) float scores[kRows][kSpan];
-  alignas(64) bf16 high[kRows][kSpan], low[kRows][kSpan];  // probabilities, high + low = float32
-  std::vector<float> sums;                                 // [kRows][head_dim]
+  Factors<kSpan> probabilities[kRows];
+  std::vector<float> sums;  // [kRows][head_dim]
 };
 
 template <int R>
 inline void score_block(const bf16* keys, const AttentionRows& rows, int first, int head_dim,
                         float (*scores)[kSpan], int column) {
-  __m512 sums[R];
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
+  Floats sums[R];
+  for (int r = 0; r < R; ++r) sums[r] = zeros();
   for (int pair = 0; pair < head_dim / 2; ++pair) {
-    const __m512bh key = load_pairs(keys + pair * 2 * kBlock);
+    const Pairs key = load_pairs(keys + pair * 2 * kBlock);
     for (int r = 0; r < R; ++r)
-      sums[r] = _mm512_dpbf16_ps(sums[r], key, broadcast_pair(rows.query[first + r] + 2 * pair));
+      sums[r] = add_pairs(sums[r], key, rows.query[first + r] + 2 * pair);
   }
-  for (int r = 0; r < R; ++r) _mm512_storeu_ps(&scores[first + r][column], sums[r]);
+  for (int r = 0; r < R; ++r) store(&scores[first + r][column], sums[r]);
 }
 
 // sums[R][V registers of dimensions] += probabilities x values of one block.
 template <int R, int V>
 inline void add_values(const bf16* values, int head_dim, int dimension, int column, int first,
                        AttentionScratch& scratch) {
-  __m512 sums[R][V];
+  Floats sums[R][V];
   float* at = &scratch.sums[(int64_t)first * head_dim + dimension];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v] = _mm512_loadu_ps(at + r * head_dim + v * kLanes);
+    for (int v = 0; v < V; ++v) sums[r][v] = load(at + r * head_dim + v * kLanes);
   for (int pair = 0; pair < kBlock / 2; ++pair) {
     const bf16* row = values + ((int64_t)pair * head_dim + dimension) * 2;
-    __m512bh value[V];
+    Pairs value[V];
     for (int v = 0; v < V; ++v) value[v] = load_pairs(row + v * 2 * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const __m512bh high = broadcast_pair(&scratch.high[first + r][column + 2 * pair]);
-      const __m512bh low = broadcast_pair(&scratch.low[first + r][column + 2 * pair]);
-      for (int v = 0; v < V; ++v) {
-        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], value[v], high);
-        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], value[v], low);
-      }
-    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v)
+        sums[r][v] = scratch.probabilities[first + r].add_pairs(sums[r][v], value[v],
+                                                                column + 2 * pair);
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) _mm512_storeu_ps(at + r * head_dim + v * kLanes, sums[r][v]);
+    for (int v = 0; v < V; ++v) store(at + r * head_dim + v * kLanes, sums[r][v]);
 }
 
 // Calls `work(Count<R>, first)` until all rows are covered, four at a time.
@@ -120,27 +116,23 @@ inline void attend(const Decoder& model, const Layer& layer, int head, const int
       for (int c = std::max(0, newest + 1); c < num_columns; ++c) scores[c] = -INFINITY;
       const int hidden = std::max(oldest, (begin - span) * kBlock);
       for (int c = 0; c < std::min(hidden, num_columns); ++c) scores[c] = -INFINITY;
-      __m512 top = _mm512_set1_ps(maximum[r]);
-      for (int c = 0; c < num_columns; c += kLanes)
-        top = _mm512_max_ps(top, _mm512_load_ps(scores + c));
-      const float new_maximum = _mm512_reduce_max_ps(top);
+      Floats top = all(maximum[r]);
+      for (int c = 0; c < num_columns; c += kLanes) top = larger(top, load(scores + c));
+      const float new_maximum = largest_of(top);
       if (new_maximum == -INFINITY) {  // nothing of this span is visible to this row
-        std::memset(scratch.high[r], 0, num_columns * sizeof(bf16));
-        std::memset(scratch.low[r], 0, num_columns * sizeof(bf16));
+        for (int c = 0; c < num_columns; c += kLanes) scratch.probabilities[r].set(c, zeros());
         continue;
       }
       const float shrink = std::exp(maximum[r] - new_maximum);
-      const __m512 shift = _mm512_set1_ps(new_maximum);
-      __m512 sum = _mm512_setzero_ps();
+      const Floats shift = all(new_maximum), nothing = all(-INFINITY);
+      Floats sum = zeros();
       for (int c = 0; c < num_columns; c += kLanes) {
-        const __m512 score = _mm512_load_ps(scores + c);
-        const __mmask16 visible = _mm512_cmp_ps_mask(score, _mm512_set1_ps(-INFINITY), _CMP_NEQ_OQ);
-        const __m512 p = _mm512_maskz_mov_ps(visible, exp_ps(_mm512_sub_ps(score, shift)));
-        sum = _mm512_add_ps(sum, p);
-        store_bf16(scratch.high[r] + c, p);
-        store_bf16(scratch.low[r] + c, _mm512_sub_ps(p, load_bf16(scratch.high[r] + c)));
+        const Floats score = load(scores + c);
+        const Floats p = where_greater(score, nothing, exp(score - shift));
+        sum = sum + p;
+        scratch.probabilities[r].set(c, p);
       }
-      total[r] = total[r] * shrink + _mm512_reduce_add_ps(sum);
+      total[r] = total[r] * shrink + sum_of(sum);
       maximum[r] = new_maximum;
       if (shrink != 1.0f)
         for (int d = 0; d < head_dim; ++d) scratch.sums[r * head_dim + d] *= shrink;
@@ -161,10 +153,9 @@ inline void attend(const Decoder& model, const Layer& layer, int head, const int
     }
   }
   for (int r = 0; r < rows.count; ++r) {
-    const __m512 scale = _mm512_set1_ps(1.0f / total[r]);
+    const Floats scale = all(1.0f / total[r]);
     for (int d = 0; d < head_dim; d += kLanes)
-      store_bf16(rows.to[r] + d,
-                 _mm512_mul_ps(_mm512_loadu_ps(&scratch.sums[r * head_dim + d]), scale));
+      store(rows.to[r] + d, load(&scratch.sums[r * head_dim + d]) * scale);
   }
 }
 

@@ -26,11 +26,6 @@ bool reserve(Decoder& model, Linear& linear, int n, int k) {
   return linear.weights != nullptr;
 }
 
-void reserve(const Decoder& model, Inputs& inputs, int k) {
-  inputs.k = k;
-  inputs.is_quantized = model.shape.int8_weights;
-}
-
 // Which linear layer. Must match `NativeLinear` in runtime/native.py.
 enum { kQkv = 0, kOut = 1, kGateUp = 2, kDown = 3, kHead = 4 };
 
@@ -46,31 +41,23 @@ Linear& linear_of(Decoder& model, int which, int layer) {
 
 extern "C" {
 
-bool native_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
-}
-
-bool native_supports_int8() { return __builtin_cpu_supports("avx512vnni"); }
-
 // Returns null when there is not enough address space or memory.
 Decoder* native_create(const Shape* shape, const float* cosines, const float* sines) {
   auto model = std::make_unique<Decoder>();
   model->shape = *shape;
   model->team = std::make_unique<Team>(shape->threads);
   model->layers.resize(shape->layers);
-  model->counters = std::vector<std::atomic<int>>(3 + 10 * shape->layers);
+  model->counters = std::vector<std::atomic<int>>(4 + 12 * shape->layers);
   const size_t angles = (size_t)shape->max_positions * shape->head_dim / 2;
   model->cosines.assign(cosines, cosines + angles);
   model->sines.assign(sines, sines + angles);
   model->final_norm.resize(shape->hidden);
   const int attention = shape->heads * shape->head_dim;
   const int qkv = attention + 2 * shape->kv_heads * shape->head_dim;
-  reserve(*model, model->normed, shape->hidden);
-  reserve(*model, model->attended, attention);
-  reserve(*model, model->gated, shape->ffn);
-  reserve(*model, model->selected, shape->hidden);
+  model->normed.set_shape(shape->hidden, shape->int8_weights);
+  model->attended.set_shape(attention, shape->int8_weights);
+  model->gated.set_shape(shape->ffn, shape->int8_weights);
+  model->selected.set_shape(shape->hidden, shape->int8_weights);
   bool fits = reserve(*model, model->head, shape->vocab, shape->hidden);
   for (auto& layer : model->layers)
     fits = fits && reserve(*model, layer.qkv, qkv, shape->hidden) &&

@@ -49,7 +49,7 @@ struct Decoder {
 
   // One step's activations, grown when a larger batch comes.
   std::vector<float> residual, projected;
-  std::vector<bf16> queries;
+  std::vector<Activation> queries;
   Inputs normed, attended, gated, selected;
   std::vector<std::atomic<int>> counters;
 

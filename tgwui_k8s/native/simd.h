@@ -1,4 +1,7 @@
-// AVX-512 registers of float32 and bf16, and memory on huge pages.
+// Registers of 16 float32 and of integers, in the words of the processor this is compiled for; bf16;
+// memory on huge pages.
+//
+// Every word gives the same bits on every processor, so that what is written with them does, too.
 
 #pragma once
 
@@ -14,28 +17,11 @@ namespace native {
 using bf16 = uint16_t;
 
 constexpr int kLanes = 16;        // float32 lanes of a register
-constexpr int kTileColumns = 32;  // output rows of one packed weight tile
 
-inline __m512bh as_bh(__m512i bits) { return (__m512bh)bits; }
-
-inline __m512bh load_pairs(const bf16* from) { return as_bh(_mm512_loadu_si512(from)); }
-
-inline __m512i broadcast_32(const void* from) {
+inline int bits_of(const void* from) {
   int bits;
   std::memcpy(&bits, from, 4);
-  return _mm512_set1_epi32(bits);
-}
-
-inline __m512bh broadcast_pair(const bf16* pair) { return as_bh(broadcast_32(pair)); }
-
-inline __m512 load_bf16(const bf16* from) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-inline void store_bf16(bf16* to, __m512 values) {
-  const __m256bh narrow = _mm512_cvtneps_pbh(values);
-  _mm256_storeu_si256((__m256i*)to, (__m256i)narrow);
+  return bits;
 }
 
 inline float bf16_to_float(bf16 value) {
@@ -53,26 +39,35 @@ inline bf16 float_to_bf16(float value) {  // round to nearest even, as the instr
   return (bf16)(bits >> 16);
 }
 
+inline void prefetch(const void* address) { _mm_prefetch((const char*)address, _MM_HINT_T0); }
+
+}  // namespace native
+
+#ifdef __AVX512F__
+#include "simd_avx512.h"
+#else
+#include "simd_avx2.h"
+#endif
+
+namespace native {
+
 // e^x to about 1e-7 relative (range reduction to 2^n * e^r, Taylor to degree 6).
-inline __m512 exp_ps(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.3f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 720);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
+inline Floats exp(Floats x) {
+  x = larger(x, all(-87.3f));
+  const Floats n = rounded(x * all(1.44269504f));
+  Floats r = subtract_product(x, n, all(0.693359375f));
+  r = subtract_product(r, n, all(-2.12194440e-4f));
+  Floats p = all(1.0f / 720);
+  p = add_product(all(1.0f / 120), p, r);
+  p = add_product(all(1.0f / 24), p, r);
+  p = add_product(all(1.0f / 6), p, r);
+  p = add_product(all(0.5f), p, r);
+  p = add_product(all(1.0f), p, r);
+  p = add_product(all(1.0f), p, r);
+  return times_power_of_two(p, n);
 }
 
-inline __m512 silu_ps(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  return _mm512_div_ps(x, _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
+inline Floats silu(Floats x) { return x / (all(1.0f) + exp(zeros() - x)); }
 
 template <typename T>
 void grow(std::vector<T>& buffer, int64_t size) {

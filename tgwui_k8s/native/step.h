@@ -12,17 +12,11 @@
 
 namespace native {
 
-inline void rms_norm(const float* x, const float* weight, int size, float eps, bf16* to) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int i = 0; i < size; i += kLanes) {
-    const __m512 v = _mm512_loadu_ps(x + i);
-    sum = _mm512_fmadd_ps(v, v, sum);
-  }
-  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / size + eps));
-  for (int i = 0; i < size; i += kLanes) {
-    const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), scale);
-    store_bf16(to + i, _mm512_mul_ps(v, _mm512_loadu_ps(weight + i)));
-  }
+inline void rms_norm(const float* x, const float* weight, int size, float eps, Activation* to) {
+  Floats sum = zeros();
+  for (int i = 0; i < size; i += kLanes) sum = add_product(sum, load(x + i), load(x + i));
+  const Floats scale = all(1.0f / std::sqrt(sum_of(sum) / size + eps));
+  for (int i = 0; i < size; i += kLanes) store(to + i, load(x + i) * scale * load(weight + i));
 }
 
 inline void norm_head(float* head, const std::vector<float>& weight, float eps) {
@@ -37,13 +31,11 @@ inline void norm_head(float* head, const std::vector<float>& weight, float eps) 
 inline void rotate(float* head, const float* cosine, const float* sine, int head_dim) {
   const int half = head_dim / 2;
   for (int i = 0; i < half; i += kLanes) {
-    const __mmask16 mask = half - i >= kLanes ? 0xffff : (1 << (half - i)) - 1;
-    const __m512 a = _mm512_maskz_loadu_ps(mask, head + i);
-    const __m512 b = _mm512_maskz_loadu_ps(mask, head + half + i);
-    const __m512 c = _mm512_maskz_loadu_ps(mask, cosine + i);
-    const __m512 s = _mm512_maskz_loadu_ps(mask, sine + i);
-    _mm512_mask_storeu_ps(head + i, mask, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-    _mm512_mask_storeu_ps(head + half + i, mask, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+    const int count = half - i;
+    const Floats a = load_some(head + i, count), b = load_some(head + half + i, count);
+    const Floats c = load_some(cosine + i, count), s = load_some(sine + i, count);
+    store_some(head + i, product_minus(a, c, b * s), count);
+    store_some(head + half + i, add_product(a * s, b, c), count);
   }
 }
 
@@ -122,6 +114,7 @@ class Step {
       const Layer& layer = m.layers[l];
       share_each(stage++, num_tokens_, [&](int t) { norm(t, layer.attention_norm); });
       m.team->meet();
+      prepare(m.normed, stage++);
       project(layer.qkv, stage++);
       m.team->meet();
       share_each(stage++, num_tokens_, [&](int t) { place(layer, t); });
@@ -129,19 +122,21 @@ class Step {
       share_each(stage++, (int)tasks_.size() * shape.kv_heads,
                  [&](int task) { attend_rows(layer, task, scratch); });
       m.team->meet();
-      quantize(m.attended, stage++);
+      prepare(m.attended, stage++);
       add_product(layer.out, m.attended, stage++);
       m.team->meet();
       share_each(stage++, num_tokens_, [&](int t) { norm(t, layer.mlp_norm); });
       m.team->meet();
+      prepare(m.normed, stage++);
       gate(layer.gate_up, stage++);
       m.team->meet();
-      quantize(m.gated, stage++);
+      prepare(m.gated, stage++);
       add_product(layer.down, m.gated, stage++);
       m.team->meet();
     }
     share_each(stage++, num_logits_, [this](int i) { select(i); });
     m.team->meet();
+    prepare(m.selected, stage++);
     predict(stage++);
   }
 
@@ -150,19 +145,18 @@ class Step {
     float* to = m.residual.data() + (int64_t)token * shape.hidden;
     if (m.embedding.empty()) return unpack_row(m.head, id, to);  // tied: the head holds it
     const bf16* from = m.embedding.data() + (int64_t)id * shape.hidden;
-    for (int i = 0; i < shape.hidden; i += kLanes) _mm512_storeu_ps(to + i, load_bf16(from + i));
+    for (int i = 0; i < shape.hidden; i += kLanes) store(to + i, load(from + i));
   }
 
   void norm(int token, const std::vector<float>& weight) {
     rms_norm(m.residual.data() + (int64_t)token * shape.hidden, weight.data(), shape.hidden,
              shape.norm_eps, m.normed.row(token));
-    m.normed.quantize(token);
   }
 
-  // Where several threads wrote to a row, it can be quantized only when all are done.
-  void quantize(Inputs& inputs, int stage) {
-    if (!inputs.is_quantized) return;
-    share_each(stage, num_tokens_, [&](int token) { inputs.quantize(token); });
+  // Makes complete rows ready for a product.
+  void prepare(Inputs& inputs, int stage) {
+    if (inputs.num_parts() == 0) return;
+    share_each(stage, inputs.num_parts(), [&](int part) { inputs.prepare(part); });
     m.team->meet();
   }
 
@@ -175,19 +169,18 @@ class Step {
 
   void project(const Linear& linear, int stage) {
     product(linear, m.normed, num_tokens_, stage,
-            [&](int row, int tile, __m512 low, __m512 high) {
+            [&](int row, int tile, Floats low, Floats high) {
               store_columns(m.projected.data() + (int64_t)row * linear.n, linear.n,
                             tile * kTileColumns, low, high, linear.bias);
             });
   }
 
-  static void store_columns(float* to, int n, int column, __m512 low, __m512 high,
+  static void store_columns(float* to, int n, int column, Floats low, Floats high,
                             const std::vector<float>& bias) {
-    const auto store = [&](int first, __m512 sums) {
+    const auto store = [&](int first, Floats sums) {
       if (first >= n) return;
-      const __mmask16 mask = n - first >= kLanes ? 0xffff : (1 << (n - first)) - 1;
-      if (!bias.empty()) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(mask, &bias[first]));
-      _mm512_mask_storeu_ps(to + first, mask, sums);
+      if (!bias.empty()) sums = sums + load_some(&bias[first], n - first);
+      store_some(to + first, sums, n - first);
     };
     store(column, low);
     store(column + kLanes, high);
@@ -199,14 +192,13 @@ class Step {
     float* row = m.projected.data() + (int64_t)token * qkv_size();
     const float* cosine = &m.cosines[(int64_t)position * (d / 2)];
     const float* sine = &m.sines[(int64_t)position * (d / 2)];
-    const __m512 scale = _mm512_set1_ps(shape.attention_scale);
+    const Floats scale = all(shape.attention_scale);
     for (int h = 0; h < shape.heads; ++h) {
       float* head = row + h * d;
       norm_head(head, layer.query_norm, shape.norm_eps);
       rotate(head, cosine, sine, d);
-      bf16* to = m.queries.data() + ((int64_t)token * shape.heads + h) * d;
-      for (int i = 0; i < d; i += kLanes)
-        store_bf16(to + i, _mm512_mul_ps(_mm512_loadu_ps(head + i), scale));
+      Activation* to = m.queries.data() + ((int64_t)token * shape.heads + h) * d;
+      for (int i = 0; i < d; i += kLanes) store(to + i, load(head + i) * scale);
     }
     const Sequence& sequence = sequences_[tokens_[token].sequence];
     const int block = table(sequence, layer)[position / kBlock], slot = position % kBlock;
@@ -236,7 +228,7 @@ class Step {
       const int64_t offset =
           ((int64_t)token * shape.heads + head * group() + (task.first + r) % group()) * d;
       rows.query[r] = m.queries.data() + offset;
-      rows.to[r] = m.attended.values.data() + offset;
+      rows.to[r] = m.attended.row(0) + offset;
       rows.position[r] = tokens_[token].position;
     }
     attend(m, layer, head, table(sequence, layer), rows, scratch);
@@ -244,11 +236,11 @@ class Step {
 
   // residual += x times the linear layer.
   void add_product(const Linear& linear, const Inputs& x, int stage) {
-    product(linear, x, num_tokens_, stage, [&](int row, int tile, __m512 low, __m512 high) {
-      const auto add = [&](int first, __m512 sums) {
+    product(linear, x, num_tokens_, stage, [&](int row, int tile, Floats low, Floats high) {
+      const auto add = [&](int first, Floats sums) {
         if (first >= linear.n) return;
         float* to = m.residual.data() + (int64_t)row * linear.n + first;
-        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums));
+        store(to, load(to) + sums);
       };
       add(tile * kTileColumns, low);
       add(tile * kTileColumns + kLanes, high);
@@ -257,21 +249,19 @@ class Step {
 
   void gate(const Linear& linear, int stage) {
     product(linear, m.normed, num_tokens_, stage,
-            [&](int row, int tile, __m512 gate, __m512 up) {
-              store_bf16(m.gated.row(row) + tile * kLanes,
-                         _mm512_mul_ps(silu_ps(gate), up));
+            [&](int row, int tile, Floats gate, Floats up) {
+              store(m.gated.row(row) + tile * kLanes, silu(gate) * up);
             });
   }
 
   void select(int index) {
     rms_norm(m.residual.data() + (int64_t)logit_tokens_[index] * shape.hidden, m.final_norm.data(),
              shape.hidden, shape.norm_eps, m.selected.row(index));
-    m.selected.quantize(index);
   }
 
   void predict(int stage) {
     product(m.head, m.selected, num_logits_, stage,
-            [&](int row, int tile, __m512 low, __m512 high) {
+            [&](int row, int tile, Floats low, Floats high) {
               store_columns(logits_ + (int64_t)row * shape.vocab, shape.vocab, tile * kTileColumns,
                             low, high, m.head.bias);
             });

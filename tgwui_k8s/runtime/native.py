@@ -1,8 +1,9 @@
-"""The native decoder: a whole step of a Llama-shaped model in one call, for CPUs with AVX-512 BF16.
+"""The native decoder: a whole step of a Llama-shaped model in one call, on x86-64 processors.
 
-Binds `native/decoder.cpp`, which was compiled when the package was built. NumPy only: a model
-that runs here is loaded and served without importing torch. Where the library or the processor
-is missing, `why_unavailable()` says so and the Transformers loader is used instead.
+Binds `native/decoder.cpp`, which was compiled when the package was built, once for each kind of
+processor in `VARIANTS`. NumPy only: a model that runs here is loaded and served without importing
+torch. Where no library was built, or none for this processor, `why_unavailable()` says so and the
+Transformers loader is used instead.
 
 Results do not depend on the batch: a row's logits are the same bit for bit, alone or beside
 others, in one chunk or in many, from the prefix cache or not.
@@ -14,7 +15,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import numpy.typing as npt
 
 from tgwui_k8s.contract import Batch
 from tgwui_k8s.errors import IntegrityError, NotEnoughMemoryError
+from tgwui_k8s.runtime.limits import cpu_flags
 
-LIBRARY = Path(__file__).parent.parent / "native" / "decoder.so"
+LIBRARIES = Path(__file__).parent.parent / "native"
+
 BLOCK_SIZE = 16
 """Positions of one KV block; fixed by the layout of keys in registers."""
 
@@ -104,28 +107,58 @@ class DecoderShape:
         return None
 
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(LIBRARY))
-    library.native_supported.restype = ctypes.c_bool
-    library.native_supports_int8.restype = ctypes.c_bool
-    library.native_create.restype = ctypes.c_void_p
-    return library
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The decoder as it was compiled for one kind of processor.
+
+    `cpu_flags` are what such a processor has, in the kernel's words. Variants with the same
+    `numerics` give the same bits; the name changes whenever logits may.
+    """
+
+    name: str
+    cpu_flags: frozenset[str]
+    numerics: str
+
+    @property
+    def library(self) -> Path:
+        """Where the build hook puts it."""
+        return LIBRARIES / f"decoder-{self.name}.so"
 
 
-def why_unavailable(*, int8_weights: bool = False) -> str | None:
+_AVX2 = frozenset({"avx2", "fma"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_VNNI = _AVX512 | {"avx512_vnni"}
+
+VARIANTS = (
+    Variant(name="avx512bf16", cpu_flags=_VNNI | {"avx512_bf16"}, numerics="native-bf16-2"),
+    Variant(name="avx512vnni", cpu_flags=_VNNI, numerics="native-float32-1"),
+    Variant(name="avx512", cpu_flags=_AVX512, numerics="native-float32-1"),
+)
+"""Fastest first; the libraries of hatch_build.py."""
+
+
+def variants_here() -> tuple[Variant, ...]:
+    """Those that were built and that this processor runs, the fastest first."""
+    flags = cpu_flags()
+    return tuple(
+        variant for variant in VARIANTS if variant.cpu_flags <= flags and variant.library.exists()
+    )
+
+
+def why_unavailable() -> str | None:
     """Why the native decoder cannot run on this machine; None where it can."""
-    if not LIBRARY.exists():
+    if variants_here():
+        return None
+    if not any(variant.library.exists() for variant in VARIANTS):
         return "the native library was not built (no C++ compiler at install time)"
-    try:
-        library = _library()
-    except OSError as error:
-        return f"the native library does not load: {error}"
-    if not library.native_supported():
-        return "the processor has no AVX-512 BF16"
-    if int8_weights and not library.native_supports_int8():
-        return "int8 weights need a processor with AVX-512 VNNI"
-    return None
+    return "the processor has no AVX-512"
+
+
+@cache
+def _load(library: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    loaded.native_create.restype = ctypes.c_void_p
+    return loaded
 
 
 class NativeDecoder:
@@ -138,6 +171,7 @@ class NativeDecoder:
         cosines: npt.NDArray[np.float32],
         sines: npt.NDArray[np.float32],
         num_threads: int,
+        variant: Variant,
         int8_weights: bool = False,
     ) -> None:
         """Reserve room for the weights; `set_layer` does for the cache.
@@ -147,7 +181,7 @@ class NativeDecoder:
         Raises `NotEnoughMemoryError`.
         """
         self.shape = shape
-        self._library = _library()
+        self._library = _load(variant.library)
         sizes = NativeShape(
             shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
             shape.vocab, cosines.shape[0], num_threads, int8_weights,
