@@ -95,7 +95,7 @@ async def ask_nonsense(scene: Scene, draw: Random) -> str | None:
 
 async def stop_all(scene: Scene, draw: Random) -> str | None:
     """Every few seconds: the end of everything that runs, with the text it has."""
-    await asyncio.sleep(draw.uniform(5.0, 15.0))
+    await asyncio.sleep(draw.uniform(1.0, 9.0))
     return await _expect(scene, "/v1/internal/stop-generation", b"", 200)
 
 

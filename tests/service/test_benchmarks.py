@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import api_overhead, prefix_reuse, startup, web_page
+from benchmarks import api_overhead, prefix_reuse, soak, startup, web_page
 
 
 def test_api_overhead_measures_all_it_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,3 +61,14 @@ def test_prefix_reuse_counts_what_chats_share(capsys: pytest.CaptureFixture[str]
     assert "| shared, the other 4 |" in output
     hit_rate = float(output.partition("Hit rate over the shared chats: ")[2].partition("%")[0])
     assert 60 < hit_rate < 80
+
+
+def test_a_soak_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every temper is answered as it should be, and afterwards no request and no block is left."""
+    short = ["--minutes", "0.1", "--streams", "8", "--slack-mib", "1000"]
+    code = soak.main(["--model", "fake", "--flag=--loader=fake", *short])
+
+    output = capsys.readouterr().out
+    assert code == 0, output
+    for temper in ("listen", "wait", "leave", "ask_too_much", "ask_nonsense", "stop_all"):
+        assert f"| {temper} |" in output
