@@ -4,12 +4,13 @@
     make bench-peer PEER=vllm              # and llama-cpp, openvino: environments of their own
     python -m benchmarks.compare S M       # every engine whose environment is there
 
-Per model and engine, the median of several rounds, each in a process of its own: process start to
-first token; time to the first token of a 128-token prompt; decoding of one stream (128 tokens);
-simultaneous requests (prompts of 42 to 248 tokens, 128 new ones each; output tokens per second,
-prefill included); memory; and the logit gap: the mean absolute difference to Transformers' float32
-logits of the same weights, after every position's mean was taken from it. Text that is fast and
-wrong is no speed.
+Per model and engine, the median of several rounds, each in a process of its own and in each the
+median of several runs with other prompts: process start to first token (once a round); time to the
+first token of a 128-token prompt; decoding of one stream (128 tokens); simultaneous requests
+(prompts of 42 to 248 tokens, 128 new ones each; output tokens per second, prefill included);
+memory of all the engine's processes; and the logit gap: the mean absolute difference to
+Transformers' float32 logits of the same weights, after every position's mean was taken from it.
+Text that is fast and wrong is no speed.
 """
 
 from __future__ import annotations
@@ -152,11 +153,11 @@ def weight_bytes(model: Path) -> int:
 
 
 def compare(
-    names: list[str], model: Path, *, rounds: int, batches: list[int]
+    names: list[str], model: Path, *, rounds: int, runs: int, batches: list[int]
 ) -> dict[str, dict[str, float]]:
     """Medians per engine; an engine that fails is reported and left out."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    sizes = [f"--batch={size}" for size in batches]
+    sizes = [f"--runs={runs}", *(f"--batch={size}" for size in batches)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         reference = run(REFERENCE, model, ["--only-logits"], folder)
@@ -175,9 +176,9 @@ def compare(
                 found[name].append(figures)
                 print(f"{model.name}: {name}, round {number + 1}: done", file=sys.stderr)
     return {
-        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        for name, runs in found.items()
-        if runs
+        name: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
+        for name, measured in found.items()
+        if measured
     }
 
 
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["S", "M"])
     parser.add_argument("--engine", action="append", choices=[*CONTENDERS], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="within a round")
     parser.add_argument("--batch", type=int, action="append", help="default: 16")
     arguments = parser.parse_args()
     batches = arguments.batch or [16]
@@ -225,7 +227,9 @@ def main() -> None:
     bandwidth = read_bandwidth()
     print(conditions(), f"\n\nReading memory: {bandwidth / 1e9:.0f} GB/s.\n")
     for model in (MODELS / name for name in arguments.models):
-        figures = compare([*names], model, rounds=arguments.rounds, batches=batches)
+        figures = compare(
+            [*names], model, rounds=arguments.rounds, runs=arguments.runs, batches=batches
+        )
         print(table(model, figures, batches))
         if "ours" in figures:
             reached = figures["ours"]["single_tok_s"] * weight_bytes(model) / bandwidth

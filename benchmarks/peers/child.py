@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_NEW = 128
-NUM_RUNS = 3
 
 
 class Engine(Protocol):
@@ -48,19 +47,26 @@ def prompts(num_prompts: int, run: int, vocab_size: int = 32000) -> list[list[in
     return [[source.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
 
 
-def measure(engine: Engine, started: float, batches: list[int]) -> dict[str, Any]:
-    """Time of the first token since `started`, then medians of `NUM_RUNS` of everything else."""
+def measure(engine: Engine, started: float, batches: list[int], num_runs: int) -> dict[str, Any]:
+    """Time of the first token since `started`, then medians of `num_runs` of everything else."""
     engine.generate(prompts(1, 0), 1)
     figures: dict[str, Any] = {"start_s": time.time() - started}
-    figures["ttft_s"] = _median(lambda run: engine.generate(prompts(1, run), 1), first_run=1)
-    whole = _median(lambda run: engine.generate(prompts(1, run), NUM_NEW), first_run=11)
+
+    def first_token(run: int) -> None:
+        engine.generate(prompts(1, run), 1)
+
+    def stream(run: int) -> None:
+        engine.generate(prompts(1, num_runs + run), NUM_NEW)
+
+    figures["ttft_s"] = _median(first_token, num_runs)
+    whole = _median(stream, num_runs)
     figures["single_tok_s"] = (NUM_NEW - 1) / (whole - figures["ttft_s"])
     for size in batches:
 
         def batch(run: int, size: int = size) -> None:
             engine.generate(prompts(size, run), NUM_NEW)
 
-        figures[f"batch_{size}_tok_s"] = size * NUM_NEW / _median(batch, first_run=1)
+        figures[f"batch_{size}_tok_s"] = size * NUM_NEW / _median(batch, num_runs)
     figures |= memory()
     return figures
 
@@ -88,9 +94,9 @@ def _family(process: Path) -> Iterator[Path]:
             yield from _family(Path("/proc") / child)
 
 
-def _median(work: Callable[[int], None], *, first_run: int) -> float:
+def _median(work: Callable[[int], None], num_runs: int) -> float:
     seconds = []
-    for run in range(first_run, first_run + NUM_RUNS):
+    for run in range(1, 1 + num_runs):
         begin = time.perf_counter()
         work(run)
         seconds.append(time.perf_counter() - begin)
@@ -105,13 +111,14 @@ def main() -> None:
     parser.add_argument("--started", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, action="append", default=[])
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only-logits", action="store_true")
     arguments = parser.parse_args()
     module, _, variant = arguments.engine.partition(":")
     engine = import_module(module).Engine(arguments.model, *([variant] if variant else []))
     figures = {}
     if not arguments.only_logits:
-        figures = measure(engine, arguments.started, arguments.batch)
+        figures = measure(engine, arguments.started, arguments.batch, arguments.runs)
     logits = engine.logits(prompts(1, 0)[0])
     if logits is not None:
         np.save(arguments.out / "logits.npy", np.asarray(logits, np.float32))
