@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=Path("bench-models/M"), metavar="PATH")
     parser.add_argument("--rate", default="100MB", metavar="SIZE", help="bytes a second")
     parser.add_argument("--runs", type=int, default=3, metavar="N")
+    parser.add_argument("--flag", action="append", default=[], help="for serve, as --flag=--x=y")
     options = parser.parse_args(arguments)
     if (missing := why_not()) is not None:
         print(f"slow_mount: {missing}", file=sys.stderr)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         raw = [read_once(options.model, rate) for _ in range(options.runs)]
         loads = {
-            name: [load_once(options.model, rate, *how) for _ in range(options.runs)]
+            name: [load_once(options.model, rate, options.flag, *how) for _ in range(options.runs)]
             for name, how in WAYS.items()
         }
     except ServerFailedError as error:
@@ -104,10 +105,12 @@ def read_once(model: Path, rate: int) -> float:
         return time.perf_counter() - started
 
 
-def load_once(model: Path, rate: int, prefetch: str, keeps_pages: bool) -> Load:
+def load_once(
+    model: Path, rate: int, more_flags: Sequence[str], prefetch: str, keeps_pages: bool
+) -> Load:
     """One server on a fresh mount, watched by the startup probe."""
     with slow_mount(model, rate, keeps_pages=keeps_pages) as folder:
-        flags = ("--model", str(folder), "--prefetch", prefetch)
+        flags = ("--model", str(folder), "--prefetch", prefetch, *more_flags)
         with Server(flags) as server:
             server.wait_until_listening()
             return _watch(server, rate)
