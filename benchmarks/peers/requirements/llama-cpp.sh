@@ -17,7 +17,10 @@ cmake -S "$source/vendor/llama.cpp" -B "$source/build" -DCMAKE_BUILD_TYPE=Releas
   -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
   "-DCMAKE_INSTALL_RPATH=\$ORIGIN" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON >/dev/null
-cmake --build "$source/build" --target llama llama-server --parallel "$(nproc)" >/dev/null
 mkdir -p "$site/llama_cpp/lib"
-cp -P "$source"/build/bin/*.so* "$source/build/bin/llama-server" "$site/llama_cpp/lib/"
+for target in llama llama-server; do
+  cmake --build "$source/build" --target "$target" --parallel "$(nproc)" >/dev/null
+  cp -P "$source"/build/bin/*.so* "$site/llama_cpp/lib/"
+done
+cp "$source/build/bin/llama-server" "$site/llama_cpp/lib/"
 ln -sf "$site/llama_cpp/lib/llama-server" "$environment/bin/llama-server"
