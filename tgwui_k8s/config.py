@@ -112,6 +112,13 @@ class ModelSettings:
     load_in_4bit: bool = setting(
         False, "Round the weights to 4 bits while they are read; less exact than AWQ or GPTQ."
     )
+    tensor_parallel_size: int | None = setting(
+        None,
+        "GPUs of this machine (NeuronCores, with Neuron) that share the model's layers; default: "
+        "one GPU.",
+        aliases=("tp", "tensor-parallel-degree"),
+        bounds=(1, None),
+    )
     prefetch: Literal["auto", "on", "off"] = setting(
         "auto",
         "Read weights ahead in parallel while they are loaded; 'auto' does so on network and FUSE "

@@ -16,10 +16,24 @@ from tgwui_k8s.settings import loader_options
 from tgwui_k8s.storage.adapter_dir import named_adapters
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.infer import infer_loader
-from tgwui_k8s.storage.loader_names import FAKE, LLAMA_CPP, NEURON, canonical_loader_name
+from tgwui_k8s.storage.loader_names import (
+    FAKE,
+    LLAMA_CPP,
+    NEURON,
+    TRANSFORMERS,
+    VLLM,
+    canonical_loader_name,
+)
 from tgwui_k8s.storage.model_dir import DEMO, resolve_model
 
 AUTO = "auto"
+
+_SHARING = {
+    TRANSFORMERS: "tensor_parallel_size",
+    VLLM: "tensor_parallel_size",
+    NEURON: "tp_degree",
+}
+"""The loaders that lay one model on several devices, and what each calls their number."""
 
 
 def load_request(settings: Settings, *, over_http: bool = False) -> LoadRequest:
@@ -98,6 +112,14 @@ def _options(settings: Settings, loader: str) -> dict[str, str]:
                     f"'{settings.model.model}' gets {loader}: leave it out, or say --loader {owner}"
                 )
             options.setdefault(field.name.removeprefix("neuron_"), str(value))
+    num_devices = settings.model.tensor_parallel_size
+    if num_devices is not None and (num_devices > 1 or loader == NEURON):
+        if loader not in _SHARING:
+            raise UnsupportedModelError(
+                f"--tensor-parallel-size is for the loaders {', '.join(_SHARING)}, and "
+                f"'{settings.model.model}' gets {loader}: leave it out, or name one with --loader"
+            )
+        options.setdefault(_SHARING[loader], str(num_devices))
     return options
 
 

@@ -32,7 +32,7 @@ def _as_it_is(text: str) -> str:
 
 
 def _degree(text: str) -> str | None:
-    """`max` is what there is, and 1 what every loader but Neuron does: both are the default."""
+    """`max` is what Neuron takes by itself, and 1 what all others do: both are the default."""
     return None if text.lower() in ("max", "1") else text
 
 
@@ -76,8 +76,8 @@ VARIABLES: dict[str, tuple[str | None, Translation]] = {
     "HF_MODEL_ID": ("model", _as_it_is),
     "OPTION_MODEL_ID": ("model", _as_it_is),
     "SAGEMAKER_BIND_TO_PORT": ("port", _as_it_is),
-    "TENSOR_PARALLEL_DEGREE": ("tp_degree", _degree),
-    "OPTION_TENSOR_PARALLEL_DEGREE": ("tp_degree", _degree),
+    "TENSOR_PARALLEL_DEGREE": ("tensor_parallel_size", _degree),
+    "OPTION_TENSOR_PARALLEL_DEGREE": ("tensor_parallel_size", _degree),
     "OPTION_DTYPE": ("dtype", _dtype),
     "OPTION_MAX_ROLLING_BATCH_SIZE": ("max_num_seqs", _as_it_is),
     "OPTION_MAX_ROLLING_BATCH_PREFILL_TOKENS": ("max_num_batched_tokens", _as_it_is),

@@ -37,7 +37,9 @@ def load_request(folder: Path, **fields: Any) -> LoadRequest:
 
 def load_runner(folder: Path, **fields: Any) -> TransformersRunner:
     """The loader's runner."""
-    return TransformersLoader().load(load_request(folder, **fields), lambda _: None)
+    runner = TransformersLoader().load(load_request(folder, **fields), lambda _: None)
+    assert isinstance(runner, TransformersRunner)
+    return runner
 
 
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

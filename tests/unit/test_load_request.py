@@ -155,6 +155,35 @@ def test_flags_of_neuron_become_its_options(model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "options"),
     [
+        ({"loader": "Transformers"}, {"tensor_parallel_size": "2"}),
+        ({"loader": "vLLM"}, {"tensor_parallel_size": "2"}),
+        ({"loader": "Neuron"}, {"tp_degree": "2"}),
+        ({"loader": "Neuron", "tp_degree": "8"}, {"tp_degree": "8"}),
+    ],
+)
+def test_one_flag_says_on_how_many_devices_a_model_lies(
+    model_dir: Path, flags: dict[str, Any], options: dict[str, str]
+) -> None:
+    """Each loader that shares a model out gets it by its own name; Neuron's own flag wins."""
+    request = request_for(model_dir, model="llama", tensor_parallel_size="2", **flags)
+
+    assert request.options == options
+
+
+def test_several_devices_are_refused_where_the_loader_takes_one(model_dir: Path) -> None:
+    """Whoever asks for two GPUs would wonder about the second; one is no demand."""
+    with pytest.raises(
+        UnsupportedModelError, match=r"--tensor-parallel-size is for .*vLLM.*AutoAWQ"
+    ):
+        request_for(model_dir, model="llama", loader="AutoAWQ", tensor_parallel_size="2")
+    request = request_for(model_dir, model="llama", loader="AutoAWQ", tensor_parallel_size="1")
+
+    assert request.options == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
         ({"load_in_8bit": True}, {"weights": "int8"}),
         ({"load_in_4bit": True}, {"weights": "int4"}),
         ({"gpu_memory_fraction": 0.5}, {"gpu_memory_fraction": "0.5"}),

@@ -25,7 +25,7 @@ def test_the_guides_variables_are_settings() -> None:
     settings, provenance = load_settings({}, GUIDE)
     assert settings.model.model == "/opt/ml/model"
     assert settings.model.dtype == "float16"
-    assert settings.neuron.tp_degree == 12
+    assert settings.model.tensor_parallel_size == 12
     assert settings.engine.max_num_seqs == 32
     assert settings.server.port == 8080
     assert provenance.sources["max_num_seqs"] == "environment"
@@ -43,9 +43,9 @@ def test_our_own_variables_and_flags_win() -> None:
 
 @pytest.mark.parametrize("degree", ["max", "1"])
 def test_the_default_degree_is_left_alone(degree: str) -> None:
-    """`max` takes what is there, and 1 suits every loader."""
+    """`max` is the default of Neuron, and 1 suits every loader."""
     settings, _ = load_settings({}, {"TENSOR_PARALLEL_DEGREE": degree})
-    assert settings.neuron.tp_degree is None
+    assert settings.model.tensor_parallel_size is None
 
 
 @pytest.mark.parametrize(

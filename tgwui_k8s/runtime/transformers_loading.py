@@ -28,7 +28,7 @@ from tgwui_k8s.errors import BrokenModelError, StartupError, UnsupportedModelErr
 from tgwui_k8s.runtime.device_memory import GPU_MEMORY_FRACTION, free_memory, keep_within_limit
 from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
-from tgwui_k8s.runtime.limits import cpu_quota
+from tgwui_k8s.runtime.limits import AvailableMemory, cpu_quota
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
 from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.quantized.linear import choose_product, expands_weights
@@ -39,6 +39,7 @@ from tgwui_k8s.runtime.quantized.schemes import (
     rounding_group_size,
 )
 from tgwui_k8s.runtime.sampler import TorchSampler
+from tgwui_k8s.runtime.tensor_parallel.ranks import ALONE, Ranks
 from tgwui_k8s.runtime.transformers_config import (
     choose_device,
     choose_dtype,
@@ -47,7 +48,7 @@ from tgwui_k8s.runtime.transformers_config import (
     max_model_len,
     read_config,
 )
-from tgwui_k8s.runtime.transformers_model import build_model, freeze_rope
+from tgwui_k8s.runtime.transformers_model import Placement, build_model, freeze_rope
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner, probe_layers
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
@@ -78,6 +79,7 @@ class _Plan:
     max_model_len: int
     num_batched_tokens: int
     num_threads: int
+    ranks: Ranks
 
 
 def load_runner(
@@ -87,15 +89,16 @@ def load_runner(
     loader: str,
     options: Collection[str] = (),
     read_scheme: ReadScheme | None = None,
+    ranks: Ranks = ALONE,
 ) -> TransformersRunner:
     """Load the model for `loader`, which has these `options`; the runner samples on its device.
 
-    `read_scheme` is for checkpoints with quantized weights. Raises a `StartupError` that names the
-    file or setting and the remedy.
+    `read_scheme` is for checkpoints with quantized weights. Of several `ranks`, which have met,
+    each loads its share and all plan the same cache. Raises a `StartupError` that names the file or
+    setting and the remedy.
     """
-    if unknown := sorted(set(request.options) - set(options)):
-        raise UnsupportedModelError(f"loader '{loader}' has no option '{unknown[0][:100]}'")
-    plan = _plan(request, loader, read_scheme)
+    check_options(request, loader, options)
+    plan = _plan(request, loader, read_scheme, ranks)
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.num_threads)
     keep_within_limit(request, plan.device)
@@ -108,7 +111,7 @@ def load_runner(
             plan.config,
             plan.weights,
             dtype=plan.dtype,
-            device=plan.device,
+            placement=Placement(plan.device, ranks.size),
             on_bytes=lambda num_bytes: note(LoadProgress("loading", num_bytes, total)),
             quantization=_quantization(plan),
         )
@@ -120,7 +123,13 @@ def load_runner(
     return TransformersRunner(model, kv, layout, _describe(model, plan, request), sampler)
 
 
-def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None) -> _Plan:
+def check_options(request: LoadRequest, loader: str, options: Collection[str]) -> None:
+    """Raise `UnsupportedModelError` for an option that is none of the loader's."""
+    if unknown := sorted(set(request.options) - set(options)):
+        raise UnsupportedModelError(f"loader '{loader}' has no option '{unknown[0][:100]}'")
+
+
+def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None, ranks: Ranks) -> _Plan:
     folder = request.path
     config = read_config(folder, trust_remote_code=request.trust_remote_code)
     weights = find_weights(folder)
@@ -133,7 +142,8 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None) -> 
         scheme = _rounding_scheme(model_class, config, _weight_bits(weight_type))
     device = choose_device(request)
     dtype = choose_dtype(config, request, device)
-    check_weights_fit(_bytes_in(dtype, weights, scheme, device), free_memory(request, device))
+    num_bytes = _bytes_in(dtype, weights, scheme, device) // ranks.size
+    check_weights_fit(num_bytes, _free_memory(request, device, ranks))
     return _Plan(
         loader=loader,
         config=config,
@@ -144,8 +154,16 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None) -> 
         dtype=dtype,
         max_model_len=max_model_len(config, request.max_model_len),
         num_batched_tokens=request.max_num_batched_tokens or default_token_budget(device.type),
-        num_threads=request.num_threads or cpu_quota(),
+        num_threads=max(1, (request.num_threads or cpu_quota()) // ranks.size),
+        ranks=ranks,
     )
+
+
+def _free_memory(request: LoadRequest, device: torch.device, ranks: Ranks) -> AvailableMemory:
+    """What is free for this rank; on a CPU all of them share what there is."""
+    free = free_memory(request, device)
+    num_sharing = ranks.size if device.type == "cpu" else 1
+    return AvailableMemory(free.num_bytes // num_sharing, free.is_limited)
 
 
 # -------------------------------------------------------------------------------- quantization
@@ -241,7 +259,8 @@ def _make_kv_cache(
         element_bytes=plan.dtype.itemsize,
     )
     reserved = step.workspace_bytes + _adapter_bytes(request, plan)
-    budget = kv_cache_budget(request, free_memory(request, plan.device), reserved)
+    free = _free_memory(request, plan.device, plan.ranks)
+    budget = plan.ranks.least(kv_cache_budget(request, free, reserved), plan.device)
     layout = plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)
     return KVTensors(layers, groups, layout, dtype=plan.dtype, device=plan.device), layout
 
@@ -277,6 +296,7 @@ def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> Mode
         f"torch {torch.__version__}",
         dtype,
         *((quantization,) if quantization else ()),
+        *((f"on {plan.ranks.size} ranks",) if plan.ranks.size > 1 else ()),
         _hardware(plan.device),
     )
     return ModelInfo(
@@ -295,7 +315,8 @@ def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> Mode
         fingerprint=fingerprint(
             plan.weights.files, read_json(request.path / "config.json"), numerics
         ),
-        capabilities=Capabilities(adapters=True),
+        capabilities=Capabilities(adapters=plan.ranks.size == 1),
+        details={"tensor_parallel_size": plan.ranks.size},
         tokenizer_json=_convert_tokenizer(request),
     )
 

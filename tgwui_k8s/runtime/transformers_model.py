@@ -7,18 +7,36 @@ are read when it asks for them, and so know how far it is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging
 
 from tgwui_k8s.errors import BrokenModelError
 from tgwui_k8s.runtime.checkpoint_reader import open_checkpoint
 from tgwui_k8s.runtime.quantized.model import Quantization, with_quantized_layers
+from tgwui_k8s.runtime.tensor_parallel.weights import sliceable
 from tgwui_k8s.runtime.transformers_attention import ATTENTION_NAME, register_attention
 from tgwui_k8s.storage.weights import WeightFiles
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model lies: whole on a device, or in shares on the devices of ranks that have met."""
+
+    device: torch.device
+    num_ranks: int = 1
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For Transformers, whose own plan says who gets which share."""
+        if self.num_ranks > 1:
+            return {"distributed_config": DistributedConfig(tp_size=self.num_ranks)}
+        return {} if self.device.type == "cpu" else {"device_map": {"": self.device}}
 
 
 def build_model(
@@ -27,11 +45,11 @@ def build_model(
     weights: WeightFiles,
     *,
     dtype: torch.dtype,
-    device: torch.device,
+    placement: Placement,
     on_bytes: Callable[[int], None],
     quantization: Quantization | None = None,
 ) -> PreTrainedModel:
-    """The model on the device, for inference. `on_bytes` gets the number of bytes read so far.
+    """The model in its place, for inference. `on_bytes` gets the number of bytes read so far.
 
     Raises `BrokenModelError` when the weights do not fit the configuration.
     """
@@ -46,9 +64,9 @@ def build_model(
             model, report = model_class.from_pretrained(
                 None,
                 config=config,
-                state_dict=tensors,
+                state_dict=sliceable(tensors, weights) if placement.num_ranks > 1 else tensors,
                 dtype=dtype,
-                device_map=None if device.type == "cpu" else {"": device},
+                **placement.arguments,
                 attn_implementation=ATTENTION_NAME,
                 output_loading_info=True,
                 local_files_only=True,
@@ -56,7 +74,7 @@ def build_model(
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise BrokenModelError(_contradiction(folder, str(error))) from error
         if quantization:
-            quantization.fill(model, layers, all_tensors, device)
+            quantization.fill(model, layers, all_tensors, placement.device)
     if missing := sorted(report["missing_keys"]):
         raise BrokenModelError(
             _contradiction(folder, f"{len(missing)} are missing, the first is '{missing[0]}'")
