@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from tgwui_k8s.async_contract import PendingTokens
 from tgwui_k8s.contract import (
     Batch,
     KVGroup,
     KVLayout,
     ModelInfo,
+    SampledToken,
     SamplingRow,
 )
 from tgwui_k8s.engine.core import EngineCore
@@ -107,6 +110,52 @@ class ToyRunner:
                 tokens.append(int(slots[block, index % self.layout.block_size]))
             visible.append(tokens)
         return visible
+
+
+class ToyDevice(ToyRunner):
+    """async_contract.AsyncRunner over the same model; says in `events` what it was told when."""
+
+    runs_ahead = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sampler = ToyDeviceSampler()
+        self.events = self.sampler.events
+
+    def launch(self, batch: Batch, previous: np.ndarray | None) -> np.ndarray:
+        """Put what the step before chose where the batch has `~i`, and compute."""
+        self.events.append("launch")
+        for scheduled in batch.sequences:
+            scheduled.token_ids = [
+                token_id if token_id >= 0 else int(previous[~token_id])
+                for token_id in scheduled.token_ids
+            ]
+        return self.execute(batch)
+
+
+class ToyDeviceSampler(NumpySampler):
+    """Chooses at once, but lets only those know who read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def launch(self, *arguments: Any) -> ToyDeviceSampler.Pending:
+        """See `AsyncSampler.launch`."""
+        return self.Pending(super().launch(*arguments), self.events)
+
+    class Pending:
+        """See `PendingTokens`."""
+
+        def __init__(self, launched: PendingTokens, events: list[str]) -> None:
+            self.token_ids = launched.token_ids
+            self._launched = launched
+            self._events = events
+
+        def read(self) -> list[SampledToken]:
+            """What was chosen."""
+            self._events.append("read")
+            return self._launched.read()
 
 
 def make_core(

@@ -1,4 +1,8 @@
-"""The step loop: schedule → execute → sample → update. Synchronous, one thread, no processes.
+"""The step loop: schedule → launch → settle. One thread, no processes.
+
+To settle a step is to read or choose its tokens, and to book what they mean. Where the host
+computes, that happens at once; where a device does, a step is settled after the next one has been
+launched, so that the device need not wait for us (`launching`). The tokens are the same.
 
 Everything that happens to a request happens inside `step()` or between two steps; whoever hosts
 the core (the engine process, `LLM`, a test) calls it from one thread.
@@ -10,27 +14,26 @@ import heapq
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 
 from tgwui_k8s.contract import (
     EngineStats,
     FinishReason,
     GenerationRequest,
-    Logits,
     ModelRunner,
     SampledToken,
     Sampler,
-    SamplingRow,
-    TokenDelta,
-    TopLogprobs,
 )
 from tgwui_k8s.engine.adapters import Adapters
+from tgwui_k8s.engine.answers import Answers
+from tgwui_k8s.engine.endings import ends_with_next, why_ended
 from tgwui_k8s.engine.grammar import GrammarDesk, GrammarError, Grammars, GrammarState
+from tgwui_k8s.engine.launching import LaunchedStep, Launcher, Ready, Scored
 from tgwui_k8s.engine.messages import EngineSettings, RequestDeltas
-from tgwui_k8s.engine.prompt_lookup import PromptLookup
-from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
+from tgwui_k8s.engine.new_sequences import make_sequences
+from tgwui_k8s.engine.prompt_logits import read_prompt_logits
+from tgwui_k8s.engine.request import Request, Sequence, Status
 from tgwui_k8s.engine.sampler import NumpySampler
-from tgwui_k8s.engine.scheduler import Schedule, ScheduledLane, Scheduler
+from tgwui_k8s.engine.scheduler import Schedule, Scheduler
 from tgwui_k8s.errors import OverloadedError
 
 _IDLE_WAIT_SECONDS = 0.005
@@ -57,6 +60,8 @@ class EngineCore:
             max_num_batched_tokens=settings.token_budget(runner.info.device),
         )
         self.adapters = Adapters(runner)
+        self._launcher = Launcher(runner, self.sampler)
+        self._in_flight: LaunchedStep | None = None
         self.num_steps = 0
         self.step_started: float | None = None
         self.step_tokens = 0
@@ -67,7 +72,7 @@ class EngineCore:
         self._num_arrivals = 0
         self._num_waiting_requests = 0
         self._deadlines: list[tuple[float, str]] = []
-        self._deltas: dict[str, list[TokenDelta]] = {}
+        self._answers = Answers()
         self._prompt_tokens = 0
         self._generation_tokens = 0
 
@@ -88,9 +93,7 @@ class EngineCore:
             arrival_time=self._clock(),
             adapter=adapter or "",
         )
-        added.sequences = [
-            self._make_sequence(added, index) for index in range(request.num_choices)
-        ]
+        added.sequences = make_sequences(added, self.runner, self.sampler, self._launcher)
         self._requests[request.request_id] = added
         self._num_waiting_requests += 1
         if added.deadline is not None:
@@ -113,13 +116,14 @@ class EngineCore:
             if index is None or sequence.index == index:
                 self._finish(sequence, "abort", tell=False)
         if index is None:
-            self._deltas.pop(request_id, None)
+            self._answers.drop(request_id)
 
     @property
     def has_work(self) -> bool:
         """True when `step()` has something to do."""
         compiles = self._grammar_desk is not None and self._grammar_desk.has_pending
-        return bool(self._deltas) or compiles or self.scheduler.has_work
+        is_idle = self._in_flight is None and not self.scheduler.has_work
+        return bool(self._answers) or compiles or not is_idle
 
     @property
     def stats(self) -> EngineStats:
@@ -148,58 +152,89 @@ class EngineCore:
     # -------------------------------------------------------------------------------------- a step
 
     def step(self) -> list[RequestDeltas]:
-        """Compute one batch and return what it produced; nothing when there is nothing to do."""
+        """Compute one batch, and return what this or the one before produced; perhaps nothing."""
         self._expire()
         self._start_compiled()
         schedule = self.scheduler.schedule()
-        if schedule.entries:
-            self.step_tokens = schedule.batch.num_tokens
+        before, self._in_flight = self._in_flight, None
+        if schedule.entries or before is not None:
+            self.step_tokens = schedule.batch.num_tokens + (before.num_tokens if before else 0)
             self.step_started = self._clock()
-            logits = self.runner.execute(schedule.batch)
-            self._update(schedule, logits)
+            if schedule.entries:
+                self._in_flight = self._launch(schedule, before)
+            if before is not None:
+                self._settle(before)
+            if self._in_flight is not None and self._in_flight.pending is None:
+                self._settle(self._in_flight)
+                self._in_flight = None
             self.step_started = None
-            self.num_steps += 1
-        deltas, self._deltas = self._deltas, {}
-        return [RequestDeltas(request_id, items) for request_id, items in deltas.items()]
+        return self._answers.take()
 
-    def _update(self, schedule: Schedule, logits: Logits) -> None:
-        """Book the computed tokens and sample the next one of every sequence that is ready."""
-        ready: list[Sequence] = []
-        indices: list[int] = []
-        guidance_indices: list[int | None] = []
+    def _launch(self, schedule: Schedule, before: LaunchedStep | None) -> LaunchedStep:
+        """Give the runner a step, and book what is certain of it already."""
+        step = self._launcher.launch(schedule.batch, before)
         first_row = 0
         now = self._clock()
         for sequence, parts in schedule.entries:
             if sequence.request.first_scheduled_time is None:
                 self._note_first_step(sequence.request, now)
             if sequence.wants_prompt_logits:
-                self._collect_logits(sequence, parts[0], logits, first_row)
+                step.scored.append(Scored(sequence, parts[0], first_row))
             self.scheduler.advance(sequence, parts)
             last_rows = []
             for part in parts:
                 first_row += part.num_logits
                 last_rows.append(first_row - 1)
             if sequence.num_uncomputed == 0:
-                ready.append(sequence)
-                indices.append(last_rows[0] - parts[0].num_drafts)
-                guidance_indices.append(last_rows[1] if len(last_rows) > 1 else None)
+                guidance_row = last_rows[1] if len(last_rows) > 1 else None
+                step.ready.append(Ready(sequence, last_rows[0] - parts[0].num_drafts, guidance_row))
         self._release_siblings(schedule)
-        ready, indices, guidance_indices = self._drop_empty(ready, indices, guidance_indices)
+        if self._launcher.choose(step):
+            for row, ready in enumerate(step.ready):
+                if not ends_with_next(ready.sequence, self.runner.info.max_model_len):
+                    ready.sequence.promise(row)
+        return step
+
+    def _settle(self, step: LaunchedStep) -> None:
+        """Read what a step chose, or choose now, and book it."""
+        for scored in step.scored:
+            if scored.sequence.status is not Status.FINISHED:
+                read_prompt_logits(
+                    self.sampler, scored.sequence, scored.part, step.logits, scored.first_row
+                )
+        if step.pending is not None:
+            for ready, token in zip(step.ready, step.pending.read(), strict=True):
+                if self._still_counts(ready.sequence, step):
+                    self._take(ready.sequence, token)
+        else:
+            self._sample(
+                [ready for ready in step.ready if self._still_counts(ready.sequence, step)], step
+            )
+        self.num_steps += 1
+
+    def _still_counts(self, sequence: Sequence, step: LaunchedStep) -> bool:
+        return sequence.status is not Status.FINISHED and sequence not in step.void
+
+    def _sample(self, ready: list[Ready], step: LaunchedStep) -> None:
+        """Choose the next token of every sequence that is ready."""
+        ready = self._drop_empty(ready)
         while ready:
-            self._set_masks(ready)
-            rows = [sequence.sampling for sequence in ready]
-            sampled = self.sampler.sample(logits, rows, indices, guidance_indices)
-            for sequence, token in zip(ready, sampled, strict=True):
+            sequences = [one.sequence for one in ready]
+            self._set_masks(sequences)
+            sampled = self.sampler.sample(
+                step.logits,
+                [sequence.sampling for sequence in sequences],
+                [one.logits_row for one in ready],
+                [one.guidance_row for one in ready],
+            )
+            for sequence, token in zip(sequences, sampled, strict=True):
                 self._take(sequence, token)
             # Where the token was guessed, the logits of the one after it are there as well.
-            confirmed = [
-                (sequence, index + 1)
-                for sequence, index, token in zip(ready, indices, sampled, strict=True)
-                if self.scheduler.confirm(sequence, token.token_id)
+            ready = [
+                Ready(one.sequence, one.logits_row + 1, None)
+                for one, token in zip(ready, sampled, strict=True)
+                if self.scheduler.confirm(one.sequence, token.token_id)
             ]
-            ready = [sequence for sequence, _ in confirmed]
-            indices = [index for _, index in confirmed]
-            guidance_indices = [None] * len(confirmed)
 
     def _take(self, sequence: Sequence, token: SampledToken) -> None:
         """Append a sampled token, decide whether it ends the choice, and tell."""
@@ -207,14 +242,18 @@ class EngineCore:
             self._fail_unsampled(sequence)
             return
         self._generation_tokens += 1
-        sequence.append(token.token_id)
+        num_outputs = sequence.take(token.token_id)
+        if token.was_retried:
+            self._go_back(sequence)
         if not self._fits_grammar(sequence, (token.token_id,)):
             return
-        finish_reason = self._why_finished(sequence, sequence.sampling)
+        finish_reason = why_ended(
+            sequence, token.token_id, num_outputs, self.runner.info.max_model_len
+        )
         is_stop_token = finish_reason == "stop"
         if finish_reason is None and sequence.is_grammar_complete:
             finish_reason = "stop"
-        self._tell(
+        self._answers.tell(
             sequence,
             token_ids=(token.token_id,),
             logprobs=() if token.logprobs is None else (token.logprobs,),
@@ -224,23 +263,13 @@ class EngineCore:
         if finish_reason is not None:
             self._finish(sequence, finish_reason, tell=False)
 
-    def _why_finished(self, sequence: Sequence, row: SamplingRow) -> FinishReason | None:
-        outputs, params = row.output_token_ids, row.params
-        if self._ends(row, outputs[-1]):
-            return "stop"
-        if len(outputs) >= params.max_tokens:
-            return "length"
-        if any(len(lane.token_ids) >= self.runner.info.max_model_len for lane in sequence.lanes):
-            return "length"
-        return None
-
-    @staticmethod
-    def _ends(row: SamplingRow, token_id: int) -> bool:
-        if len(row.output_token_ids) <= row.params.min_tokens:
-            return False
-        if token_id in row.params.stop_token_ids:
-            return True
-        return token_id in row.eos_token_ids and not row.params.ignore_eos
+    def _go_back(self, sequence: Sequence) -> None:
+        """Compute a sequence again that the step under way computes from another token."""
+        if self._in_flight is not None:
+            self._in_flight.void.add(sequence)
+        sequence.forget_unknown()
+        if sequence.status is Status.RUNNING:
+            self.scheduler.preempt(sequence)
 
     # ---------------------------------------------------------------------------------- grammars
 
@@ -248,7 +277,7 @@ class EngineCore:
         """Queue the requests whose grammars are compiled; wait a moment where all else is idle."""
         if self._grammar_desk is None or not self._grammar_desk.has_pending:
             return
-        is_idle = not self._deltas and not self.scheduler.has_work
+        is_idle = not self._answers and self._in_flight is None and not self.scheduler.has_work
         seconds = _IDLE_WAIT_SECONDS if is_idle else 0.0
         for request_id, compiled in self._grammar_desk.take_compiled(seconds):
             request = self._requests.get(request_id)
@@ -300,41 +329,6 @@ class EngineCore:
 
     # ------------------------------------------------------------------------- life of a sequence
 
-    def _make_sequence(self, request: Request, index: int) -> Sequence:
-        source = request.source
-        resumed = source.resume_token_ids[index] if source.resume_token_ids else ()
-        num_groups = len(self.runner.layout.groups)
-        prompts = [source.prompt_token_ids]
-        if source.negative_prompt_token_ids:
-            prompts.append(source.negative_prompt_token_ids)
-        lanes = tuple(Lane([*prompt, *resumed], num_groups, request.adapter) for prompt in prompts)
-        replays = bool(resumed) and self.sampler.needs_replay(source.params)
-        sampling = SamplingRow(
-            params=source.params,
-            eos_token_ids=self.runner.info.eos_token_ids,
-            prompt_token_ids=source.prompt_token_ids,
-            output_token_ids=[] if replays else list(resumed),
-            choice=index,
-        )
-        return Sequence(
-            request,
-            index,
-            lanes,
-            sampling,
-            Status.BLOCKED,
-            to_replay=resumed if replays else (),
-            lookup=self._make_lookup(source),
-        )
-
-    def _make_lookup(self, source: GenerationRequest) -> PromptLookup | None:
-        """What guesses the request's tokens; under guidance nothing does."""
-        num_tokens = source.params.prompt_lookup_num_tokens
-        can_guess = self.runner.layout.chunked_prefill and not source.negative_prompt_token_ids
-        if num_tokens == 0 or not can_guess:
-            return None
-        longest = len(source.prompt_token_ids) + source.params.max_tokens
-        return PromptLookup(num_tokens, min(longest, self.runner.info.max_model_len))
-
     def _start(self, request: Request) -> None:
         """Queue the first choice; the others follow when the prompt they share is computed."""
         for sequence in request.sequences:
@@ -358,7 +352,7 @@ class EngineCore:
             return None
         if sequence.is_grammar_complete:
             return "stop"
-        return self._why_finished(sequence, replace(sequence.sampling, output_token_ids=resumed))
+        return why_ended(sequence, resumed[-1], len(resumed), self.runner.info.max_model_len)
 
     def _unblock_leader(self, request: Request) -> None:
         """Queue the first choice that is left, unless one is under way already."""
@@ -376,17 +370,12 @@ class EngineCore:
                     if sibling.status is Status.BLOCKED:
                         self.scheduler.enqueue(sibling)
 
-    def _drop_empty(
-        self, ready: list[Sequence], indices: list[int], guidance: list[int | None]
-    ) -> tuple[list[Sequence], list[int], list[int | None]]:
+    def _drop_empty(self, ready: list[Ready]) -> list[Ready]:
         """Finish the choices that want no tokens at all (`max_tokens` 0), keep the others."""
-        if all(sequence.sampling.params.max_tokens > 0 for sequence in ready):
-            return ready, indices, guidance
-        kept = [i for i, sequence in enumerate(ready) if sequence.sampling.params.max_tokens > 0]
-        for sequence in ready:
-            if sequence.sampling.params.max_tokens == 0:
-                self._finish(sequence, "length")
-        return [ready[i] for i in kept], [indices[i] for i in kept], [guidance[i] for i in kept]
+        for one in ready:
+            if one.sequence.sampling.params.max_tokens == 0:
+                self._finish(one.sequence, "length")
+        return [one for one in ready if one.sequence.status is not Status.FINISHED]
 
     def _finish(self, sequence: Sequence, reason: FinishReason, *, tell: bool = True) -> None:
         if sequence.status is Status.FINISHED:
@@ -394,7 +383,7 @@ class EngineCore:
         self.scheduler.finish(sequence)
         sequence.finish_reason = reason
         if tell:
-            self._tell(sequence, finish_reason=reason)
+            self._answers.tell(sequence, finish_reason=reason)
         if sequence.request.is_finished:
             self._forget(sequence.request)
         else:
@@ -402,7 +391,7 @@ class EngineCore:
 
     def _fail(self, sequence: Sequence, message: str, code: str) -> None:
         if sequence.status is not Status.FINISHED:
-            self._tell(sequence, finish_reason="error", error=message, error_code=code)
+            self._answers.tell(sequence, finish_reason="error", error=(message, code))
             self._finish(sequence, "error", tell=False)
 
     def _fail_all(self, request: Request, message: str, code: str) -> None:
@@ -429,65 +418,3 @@ class EngineCore:
         request.first_scheduled_time = now
         self._num_waiting_requests -= 1
         self._prompt_tokens += len(request.prompt_token_ids)
-
-    def _collect_logits(
-        self, sequence: Sequence, part: ScheduledLane, logits: Logits, first_row: int
-    ) -> None:
-        """Take prompt logprobs and replays from the logits of a prefill, where they are wanted."""
-        if part.num_logits != part.num_tokens:
-            return
-        start = part.lane.num_computed
-        stop = start + part.num_tokens
-        request, source = sequence.request, sequence.request.source
-        if sequence.index == 0 and source.params.prompt_logprobs is not None:
-            first = 1 + len(request.prompt_logprobs)
-            last = min(stop, len(source.prompt_token_ids) - 1)
-            if start < first <= last:
-                rows = logits[first_row + first - 1 - start : first_row + last - start]
-                request.prompt_logprobs += self.sampler.prompt_logprobs(
-                    rows, source.prompt_token_ids[first : last + 1], source.params.prompt_logprobs
-                )
-        if sequence.num_replayed < len(sequence.to_replay):
-            first = len(source.prompt_token_ids) - 1 + sequence.num_replayed
-            last = len(source.prompt_token_ids) - 1 + len(sequence.to_replay)
-            if start <= first < stop:
-                end = min(stop, last)
-                rows = logits[first_row + first - start : first_row + end - start]
-                token_ids = sequence.to_replay[sequence.num_replayed :][: end - first]
-                self.sampler.replay(rows, sequence.sampling, token_ids)
-                sequence.sampling.output_token_ids.extend(token_ids)
-                sequence.num_replayed += len(token_ids)
-
-    def _tell(
-        self,
-        sequence: Sequence,
-        *,
-        finish_reason: FinishReason | None,
-        token_ids: tuple[int, ...] = (),
-        logprobs: tuple[TopLogprobs, ...] = (),
-        stop_token_id: int | None = None,
-        error: str | None = None,
-        error_code: str | None = None,
-    ) -> None:
-        request = sequence.request
-        is_first = not sequence.has_answered
-        sequence.has_answered = True
-        prompt_logprobs = None
-        if is_first and sequence.index == 0 and request.source.params.prompt_logprobs is not None:
-            prompt_logprobs = tuple(request.prompt_logprobs)
-        queue_seconds = None
-        if is_first and request.first_scheduled_time is not None:
-            queue_seconds = request.first_scheduled_time - request.arrival_time
-        delta = TokenDelta(
-            index=sequence.index,
-            token_ids=token_ids,
-            finish_reason=finish_reason,
-            stop_token_id=stop_token_id,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
-            queue_seconds=queue_seconds,
-            error=error,
-            error_code=error_code,
-        )
-        self._deltas.setdefault(request.request_id, []).append(delta)

@@ -136,10 +136,12 @@ class KVCache:
     def advance(self, lane: Lane, num_computed: int) -> None:
         """Note that the lane's first `num_computed` tokens are in the cache.
 
-        Full blocks become findable, and blocks that no window reaches any more are given back.
+        Full blocks become findable, and blocks that no window reaches any more are given back. A
+        block whose last token is not known yet has no name, and must wait for the next time.
         """
         lane.num_computed = num_computed
-        num_full = num_computed // self.layout.block_size
+        num_known = num_computed - (lane.token_ids[num_computed - 1] < 0)
+        num_full = num_known // self.layout.block_size
         if num_full == lane.num_registered:
             return
         if self.layout.prefix_caching:

@@ -91,6 +91,10 @@ class Sequence:
     """Guesses what comes next, where the request asked for that."""
     grammar: Any = None
     """Where it stands in its grammar (`engine.grammar.GrammarState`); None without one."""
+    can_run_ahead: bool = False
+    """Its next step can be launched before its last token is known."""
+    num_unknown: int = 0
+    """So many of its last tokens are only on the device yet; here, they are negative."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -119,11 +123,35 @@ class Sequence:
         """True when every lane lacks just its newest token."""
         return all(len(lane.token_ids) - lane.num_computed == 1 for lane in self.lanes)
 
-    def append(self, token_id: int) -> None:
-        """Take a sampled token into every lane."""
-        for lane in self.lanes:
-            lane.token_ids.append(token_id)
-        self.sampling.output_token_ids.append(token_id)
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens of the longest lane, without those that are not known yet."""
+        return max(len(lane.token_ids) for lane in self.lanes) - self.num_unknown
+
+    def promise(self, row: int) -> None:
+        """Go on with the token that a step under way chooses for its row `row`."""
+        self.num_unknown += 1
+        for token_ids in self._all_token_ids():
+            token_ids.append(~row)
+
+    def take(self, token_id: int) -> int:
+        """Take a sampled token into every lane; returns how many outputs are known now."""
+        for token_ids in self._all_token_ids():
+            if self.num_unknown:
+                token_ids[-self.num_unknown] = token_id
+            else:
+                token_ids.append(token_id)
+        self.num_unknown -= self.num_unknown > 0
+        return len(self.sampling.output_token_ids) - self.num_unknown
+
+    def forget_unknown(self) -> None:
+        """Go back to the newest token that is known."""
+        for token_ids in self._all_token_ids():
+            del token_ids[len(token_ids) - self.num_unknown :]
+        self.num_unknown = 0
+
+    def _all_token_ids(self) -> list[list[int]]:
+        return [*(lane.token_ids for lane in self.lanes), self.sampling.output_token_ids]
 
 
 @dataclass(slots=True, eq=False)

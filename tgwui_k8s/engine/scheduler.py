@@ -30,9 +30,10 @@ MAX_LOGITS_WITH_DRAFTS = 256
 
 @dataclass(slots=True)
 class ScheduledLane:
-    """`num_tokens` tokens of a lane, and how many of the last of them need logits."""
+    """`num_tokens` tokens of a lane from `start`, and how many of the last of them need logits."""
 
     lane: Lane
+    start: int
     num_tokens: int
     num_logits: int
     num_drafts: int = 0
@@ -50,7 +51,7 @@ class Schedule:
         """Put parts of a sequence into the batch."""
         self.entries.append((sequence, parts))
         for part in parts:
-            lane, start = part.lane, part.lane.num_computed
+            lane, start = part.lane, part.start
             self.batch.sequences.append(
                 ScheduledSequence(
                     row=lane.row,
@@ -140,9 +141,16 @@ class Scheduler:
         sequence.status = Status.FINISHED
 
     def advance(self, sequence: Sequence, parts: list[ScheduledLane]) -> None:
-        """Note that the scheduled tokens have been computed."""
+        """Note that the scheduled tokens are computed before any later step is."""
         for part in parts:
-            self.kv_cache.advance(part.lane, part.lane.num_computed + part.num_tokens)
+            self.kv_cache.advance(part.lane, part.start + part.num_tokens)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take back what a running sequence holds, and let it wait to be computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.enqueue(sequence)
+        self.num_preemptions += 1
 
     def confirm(self, sequence: Sequence, token_id: int) -> bool:
         """True if the token just sampled was guessed: its keys and values are there already.
@@ -247,7 +255,7 @@ class Scheduler:
                     num_tokens = min(num_tokens, MAX_LOGITS_PER_SEQUENCE)
                 num_logits = num_tokens
             if num_tokens > 0:
-                parts.append(ScheduledLane(lane, num_tokens, num_logits))
+                parts.append(ScheduledLane(lane, lane.num_computed, num_tokens, num_logits))
                 budget -= num_tokens
         return parts
 
@@ -265,17 +273,11 @@ class Scheduler:
         for part in parts:
             while not self.kv_cache.extend(part.lane, part.lane.num_computed + part.num_tokens):
                 victim = max(self.running, key=lambda running: running.order)
-                self._preempt(schedule, victim)
+                schedule.remove(victim)
+                self.preempt(victim)
                 if victim is sequence:
                     return False
         return True
-
-    def _preempt(self, schedule: Schedule, victim: Sequence) -> None:
-        schedule.remove(victim)
-        self.running.remove(victim)
-        self._release(victim)
-        self.enqueue(victim)
-        self.num_preemptions += 1
 
     def _admit(self, schedule: Schedule) -> None:
         """Start waiting sequences in order while budget, rows and blocks last."""

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.toy_runner import ToyRunner, expected_tokens, make_core
+from tests.helpers.toy_runner import (
+    VOCAB_SIZE,
+    ToyDevice,
+    ToyRunner,
+    expected_tokens,
+    make_core,
+)
 from tgwui_k8s.contract import GenerationRequest
 from tgwui_k8s.sampling import SamplingParams
 
+KINDS = ["plain", "open", "guided", "scored", "resumed", "guessed", "penalised", "banned"]
 REQUESTS = st.tuples(
     st.lists(st.integers(0, 3), min_size=1, max_size=40),  # few tokens: many shared prefixes
     st.integers(1, 20),  # max_tokens
     st.integers(0, 5),  # seed
     st.integers(1, 3),  # choices
     st.integers(-1, 1),  # priority
-    st.sampled_from(["plain", "guided", "scored", "resumed", "guessed"]),
+    st.sampled_from(KINDS),
 )
 ACTIONS = st.one_of(
     st.tuples(st.just("add"), REQUESTS),
@@ -35,6 +44,8 @@ ENGINES = st.fixed_dictionaries(
         "max_num_batched_tokens": st.integers(4, 40),
         "prefix_caching": st.booleans(),
         "mixed_batches": st.booleans(),
+        # A device: the engine launches a step before it has read the one before.
+        "runs_ahead": st.booleans(),
     }
 )
 
@@ -45,7 +56,11 @@ def make_request(name: str, source: tuple, windows: tuple) -> tuple[GenerationRe
     params = SamplingParams(
         max_tokens=max_tokens,
         seed=seed,
-        ignore_eos=True,
+        ignore_eos=kind != "open",
+        min_tokens=min(seed, max_tokens) if kind == "open" else 0,
+        repetition_penalty=1.3 if kind == "penalised" else 1.0,
+        # Then no token can be chosen as asked, and each is a second choice.
+        banned_token_ids=tuple(range(VOCAB_SIZE)) if kind == "banned" else (),
         guidance_scale=1.5 if kind == "guided" else 1.0,
         prompt_logprobs=1 if kind == "scored" else None,
         prompt_lookup_num_tokens=6 if kind == "guessed" else 0,
@@ -77,7 +92,7 @@ class Life:
 
     def __init__(self, limits: dict) -> None:
         self.windows = limits["windows"]
-        self.runner = ToyRunner(
+        self.runner = (ToyDevice if limits["runs_ahead"] else ToyRunner)(
             num_blocks=limits["num_blocks"],
             windows=self.windows,
             prefix_caching=limits["prefix_caching"],
@@ -159,10 +174,12 @@ def test_random_lives_leak_nothing_and_every_text_is_its_own(limits, actions):
         assert got == (text[: len(got)] if cut_short else text)
 
 
-def test_random_lives_reach_the_hard_cases():
-    """Lives like these do preempt, hit the prefix cache and guess right: that is no idle test."""
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_random_lives_reach_the_hard_cases(runs_ahead):
+    """Lives like these preempt, hit the prefix cache, guess right, launch before they read."""
     source = random.Random(1)
-    preemptions = hits = confirmed = 0
+    kind = "open" if runs_ahead else "guessed"
+    preemptions = hits = confirmed = ahead = 0
     for _ in range(60):
         life = Life(
             {
@@ -172,16 +189,19 @@ def test_random_lives_reach_the_hard_cases():
                 "max_num_batched_tokens": source.randint(4, 40),
                 "prefix_caching": True,
                 "mixed_batches": True,
+                "runs_ahead": runs_ahead,
             }
         )
         for _ in range(8):
             prompt = [source.randint(0, 1) for _ in range(source.randint(1, 40))]
-            life.add((prompt, 20, source.randint(0, 5), source.randint(1, 3), 0, "guessed"))
+            life.add((prompt, 20, source.randint(0, 5), source.randint(1, 3), 0, kind))
             life.step(source.randint(0, 3))
         life.finish()
         preemptions += life.core.stats.num_preemptions
         hits += life.core.stats.prefix_cache_hits
         confirmed += life.core.stats.num_accepted_tokens
+        if runs_ahead:
+            ahead += sum(pair == ("launch", "launch") for pair in pairwise(life.runner.events))
     assert preemptions > 50
     assert hits > 500
-    assert confirmed > 500
+    assert ahead > 50 if runs_ahead else confirmed > 500
