@@ -65,6 +65,7 @@ class AsyncRunner(ModelRunner, Protocol):
 
         `previous` are the `PendingTokens.token_ids` of the step before: what the negative token
         ids of the batch stand for. None where there are none. The device may still be at the step
-        before: whatever that reads must not be overwritten from the host.
+        before: what that reads must not be overwritten from the host, and its logits stay as they
+        are.
         """
         ...

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def is_host(device: torch.device) -> bool:
+    """True where a number is at hand when it has been computed, and asking for it costs nothing."""
+    return device.type == "cpu"
+
+
 def to_device(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Host numbers (a list, a NumPy array) as a tensor on the device."""
     tensor = torch.as_tensor(numbers, dtype=dtype)

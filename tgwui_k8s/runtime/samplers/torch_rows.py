@@ -19,7 +19,7 @@ from tgwui_k8s.runtime.samplers.kernels import (
     TopTokens,
 )
 from tgwui_k8s.runtime.samplers.torch_distribution import Distribution
-from tgwui_k8s.runtime.transfers import to_device, to_host
+from tgwui_k8s.runtime.transfers import is_host, to_device, to_host
 
 _ELEMENTS_PER_PASS = 2**23
 """Logits to work on at once; bounds the memory of intermediate results."""
@@ -114,7 +114,7 @@ class TorchKernels:
 
     def compact(self, candidates: Candidates, most: int | None) -> Candidates:
         logits = candidates.logits
-        if most is None and logits.device.type != "cpu":
+        if most is None and not is_host(logits.device):
             return candidates  # to count them would be to wait
         widest = most or int((logits > _MINUS_INFINITY).sum(1).max())
         if widest > MOST_COMPACT or 2 * widest > logits.shape[1]:
