@@ -32,6 +32,8 @@ class Plan:
     """The answer; None: the target's."""
     byte_seconds: float = 0.0
     """Pause after each byte."""
+    gate: asyncio.Event | None = None
+    """Nothing passes until it is set."""
 
 
 FINE = Plan()
@@ -136,6 +138,8 @@ class ScriptedEndpoint:
         self, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         plan = self.plans.popleft() if self.plans else FINE
+        if plan.gate is not None:
+            await plan.gate.wait()
         source = self._from_target(path, body) if plan.raw is None else _pieces(plan.raw)
         left = plan.num_bytes
         async for data in source:

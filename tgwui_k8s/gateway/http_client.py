@@ -11,6 +11,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from tgwui_k8s.errors import UsageError
@@ -119,20 +120,26 @@ class HttpClient:
     async def _connect(self, origin: Origin, seconds: float) -> HttpConnection:
         loop = asyncio.get_running_loop()
         connection = HttpConnection(self._on_free)
-        connecting = loop.create_connection(
-            lambda: connection,
-            origin.host,
-            origin.port,
-            ssl=self._tls_context() if origin.is_tls else None,
+        connecting = loop.create_task(
+            loop.create_connection(
+                lambda: connection,
+                origin.host,
+                origin.port,
+                ssl=self._tls_context() if origin.is_tls else None,
+            )
         )
+        # Not `wait_for`: before Python 3.12 it forgets that it was cancelled where the connection
+        # is made at that very moment, and who was to stop goes on.
         try:
-            await asyncio.wait_for(connecting, seconds)
-        except asyncio.TimeoutError:
-            connection.close()
-            raise PhaseTimeoutError("connect", seconds) from None
+            await asyncio.wait((connecting,), timeout=seconds)
         except asyncio.CancelledError:
-            connection.close()  # It may have been made at this very moment.
+            _give_up(connecting, connection)
             raise
+        if not connecting.done():
+            _give_up(connecting, connection)
+            raise PhaseTimeoutError("connect", seconds)
+        try:
+            connecting.result()
         except OSError as error:
             raise ConnectFailedError(f"cannot connect to {origin}: {error}") from None
         self._origin_of[connection] = origin
@@ -158,3 +165,16 @@ class HttpClient:
             return
         connection.idle_since = asyncio.get_running_loop().time()
         idle.append(connection)
+
+
+def _give_up(connecting: asyncio.Task[Any], connection: HttpConnection) -> None:
+    """Nobody waits for this connection any more, be it made by now or not."""
+    connecting.cancel()
+    connecting.add_done_callback(_look_at)
+    connection.close()
+
+
+def _look_at(connecting: asyncio.Task[Any]) -> None:
+    """What it failed with, if it did, is not to be logged as forgotten."""
+    if not connecting.cancelled():
+        connecting.exception()

@@ -18,6 +18,9 @@ from tgwui_k8s.gateway.failures import Phase
 
 SHORTEST_SECONDS = 0.01
 
+_LATE_SECONDS = 0.1
+"""A timer that fires so much later than it was due says that this process stood still."""
+
 _HEADERS = {
     b"x-gateway-connect-timeout": "connect",
     b"x-gateway-first-byte-timeout": "first_byte",
@@ -68,10 +71,15 @@ def _seconds(name: str, value: bytes, longest: float) -> float:
 
 
 class Watchdog:
-    """Calls `on_expire` when a phase takes too long. Entering a phase costs no timer of its own."""
+    """Calls `on_expire` when a phase takes too long. Entering a phase costs no timer of its own.
+
+    A process that stood still itself, for want of a core, has not listened: what has come meanwhile
+    is read before anybody is blamed for silence.
+    """
 
     __slots__ = (
-        "_deadline", "_interrupted", "_loop", "_on_expire", "_phase", "_seconds", "_timer",
+        "_deadline", "_interrupted", "_is_extended", "_loop", "_on_expire", "_phase", "_seconds",
+        "_timer",
     )  # fmt: skip
 
     def __init__(self, on_expire: Callable[[Phase, float], None]) -> None:
@@ -81,6 +89,7 @@ class Watchdog:
         self._phase: Phase = "total"
         self._seconds = 0.0
         self._deadline = math.inf
+        self._is_extended = False
         self._interrupted: tuple[Phase, float, float] = ("total", 0.0, math.inf)
 
     def enter(self, phase: Phase, seconds: float) -> None:
@@ -88,6 +97,7 @@ class Watchdog:
         self._phase = phase
         self._seconds = seconds
         self._deadline = self._loop.time() + seconds
+        self._is_extended = False
         if self._timer is None or self._timer.when() > self._deadline:
             self._set_timer()
 
@@ -123,10 +133,17 @@ class Watchdog:
         self._timer = self._loop.call_at(self._deadline, self._look)
 
     def _look(self) -> None:
+        now = self._loop.time()
+        late_seconds = now - self._timer.when() if self._timer is not None else 0.0
         self._timer = None
-        if self._loop.time() < self._deadline < math.inf:
+        if self._deadline == math.inf:
+            return
+        if now >= self._deadline and late_seconds > _LATE_SECONDS and not self._is_extended:
+            self._is_extended = True
+            self._deadline = now + min(late_seconds, self._seconds)
+        if now < self._deadline:
             self._set_timer()
-        elif self._deadline < math.inf:
+        else:
             self._deadline = math.inf
             self._on_expire(self._phase, self._seconds)
 

@@ -347,12 +347,15 @@ class PassedOnError(RequestError):
 async def _endpoint_error(exchange: Exchange, dialect: Dialect) -> EndpointError:
     status, body = dialect.error(exchange.status, await exchange.read_all(_MAX_ERROR_BYTES))
     retry_after = exchange.header(b"retry-after") or b""
+    # It was asked because it had the model: it has lost it, or is another engine by now.
+    has_lost_model = status == 404 and b'"model_not_found"' in body
+    is_worth_a_try = status == 500 and exchange.header(b"x-should-retry") != b"false"
     return EndpointError(
         status,
         body,
         headers=to_client(exchange.headers),
         retry_after_seconds=float(retry_after) if retry_after.isdigit() else None,
-        is_retryable=status == 500 and exchange.header(b"x-should-retry") != b"false",
+        is_retryable=has_lost_model or is_worth_a_try,
     )
 
 

@@ -103,7 +103,8 @@ async def test_an_endpoint_that_leaves_gets_nothing_new_and_finishes_what_it_has
         running_gateway(one.url) as gateway,
         httpx.AsyncClient(timeout=20) as http,
     ):
-        one.plans = deque([Plan(raw=GOOD, byte_seconds=0.002)])
+        gate = asyncio.Event()
+        one.plans = deque([Plan(raw=GOOD, gate=gate)])
         slow = asyncio.ensure_future(http.post(gateway.url + PATH, json=BODY))
         await until(lambda: one.num_open == 1)
         fleet = gateway.parts.fleet
@@ -113,6 +114,7 @@ async def test_an_endpoint_that_leaves_gets_nothing_new_and_finishes_what_it_has
         for _ in range(4):
             response = await http.post(gateway.url + PATH, json=BODY)
             assert response.headers["x-gateway-endpoint"] == other.url[7:]
+        gate.set()
         assert (await slow).status_code == 200
         await until(lambda: leaving.num_in_flight == 0)
         assert len(one.requests) == 1

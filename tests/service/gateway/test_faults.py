@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.gateway import events_of, until
 from tests.helpers.gateway_scene import BODY, GOOD, PATH, Scene, chunk, scene, stream_of
 from tests.helpers.scripted_endpoint import Plan, answer
+from tgwui_k8s.gateway.breaker import Breaker
 from tgwui_k8s.gateway.failures import PhaseTimeoutError
 
 RETRIED = {
@@ -38,6 +39,7 @@ RETRIED = {
     "overloaded": Plan(raw=answer(503, b"{}", b"retry-after: 1")),
     "gateway timeout": Plan(raw=answer(504, b"{}")),
     "a server error": Plan(raw=answer(500, b"{}")),
+    "a model that it has lost": Plan(raw=answer(404, b'{"error":{"code":"model_not_found"}}')),
 }
 
 
@@ -101,6 +103,7 @@ async def test_a_dead_endpoint_is_left_alone_after_a_few_failures() -> None:
     """Its breaker opens: later requests do not even try."""
     async with scene(2, endpoint_poll_seconds=60.0, affinity_bound=0.0) as stage:
         first, second = stage.gateway.parts.fleet.states
+        first.breaker = Breaker(open_seconds=1000.0)
         for _ in range(3):
             first.breaker.fail(asyncio.get_running_loop().time())
         for _ in range(6):
@@ -185,16 +188,16 @@ async def test_comments_do_not_keep_a_hanging_engine_alive() -> None:
     first = f"data: {chunk('ab', 0)}\n\n".encode()
     drip = b"b\r\n: comment\n\n\r\n" * 2000
     rest = stream_of(chunk("cd", 2, finish="stop"), "[DONE]")
-    async with scene(between_chunks_timeout=0.2) as stage:
+    async with scene(between_chunks_timeout=0.5) as stage:
         raw = head + b"%x\r\n%b\r\n" % (len(first), first) + drip
-        stage.http.headers["x-gateway-between-chunks-timeout"] = "0.2"
+        stage.http.headers["x-gateway-between-chunks-timeout"] = "0.5"
         response = await stage.post(
             [Plan(raw=raw, byte_seconds=0.001), Plan(raw=rest)], {**BODY, "stream": True}
         )
 
         texts = [json.loads(e)["choices"][0]["text"] for e in events_of(response.text)[:-1]]
         assert texts == ["ab", "cd"]
-        assert 2 < response.text.count(": comment") < 200
+        assert 0 < response.text.count(": comment") < 200
         assert stage.num_attempts == 2
         resumed = [
             r for endpoint in stage.endpoints for r in endpoint.requests if "resume_token_ids" in r

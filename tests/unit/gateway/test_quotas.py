@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import datetime, timezone
 from typing import Any
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from tgwui_k8s.errors import RateLimitedError
 from tgwui_k8s.gateway.call import Call, read_asked
 from tgwui_k8s.gateway.limits import Limits
-from tgwui_k8s.gateway.quotas.ledger import Demand, Outcome
+from tgwui_k8s.gateway.quotas.ledger import Demand, Ledger, LedgerAwayError, Outcome
 from tgwui_k8s.gateway.quotas.local import LocalLedger
 from tgwui_k8s.gateway.quotas.meter import UNSTATED_TOKENS, Meter, duration
 from tgwui_k8s.gateway.quotas.quota import Period, Quota, period_of
+from tgwui_k8s.gateway.quotas.shared import SharedLedger
 
 PERIOD = Period("2026-11", 1_000_000.0)
 
@@ -37,7 +39,7 @@ def demand(quota: Quota, num_tokens: int = 0, name: str = "r", period: Period = 
     return Demand("a", quota, name, num_tokens, period, 60.0)
 
 
-async def granted(ledger: LocalLedger, *demands: Demand) -> list[bool]:
+async def granted(ledger: Ledger, *demands: Demand) -> list[bool]:
     """What becomes of each."""
     return [(await ledger.reserve(one)).refused_by is None for one in demands]
 
@@ -229,3 +231,45 @@ def test_durations_are_openais() -> None:
     assert [duration(seconds) for seconds in (0, 0.0161, 1, 1.5, 59.9, 60, 360, 3661)] == [
         "0ms", "17ms", "1s", "1.5s", "59.9s", "1m0s", "6m0s", "61m1s",
     ]  # fmt: skip
+
+
+class DyingRedis:
+    """Answers one ping, as slowly as the test wants, and dies before it says so."""
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.num_pings = 0
+
+    async def ping(self) -> None:
+        """The first is answered."""
+        self.num_pings += 1
+        if self.num_pings > 1:
+            raise LedgerAwayError("gone")
+        await self.may_answer.wait()
+
+    async def reserve(self, demand: Demand) -> Outcome:
+        """Gone."""
+        raise LedgerAwayError("gone")
+
+    async def settle(self, demand: Demand, num_tokens: int) -> None:
+        """Gone."""
+        raise LedgerAwayError("gone")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_an_old_answer_of_redis_does_not_hide_a_newer_failure() -> None:
+    """A ping that Redis answered before it died arrives after a request has found it dead."""
+    redis = DyingRedis()
+    ledger = SharedLedger(redis, ping_seconds=60)
+    running = asyncio.ensure_future(ledger.run())
+    await asyncio.sleep(0)
+    ledger.is_shared = True
+    assert await granted(ledger, demand(Quota(requests_per_minute=3))) == [True]
+    redis.may_answer.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not ledger.is_shared
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

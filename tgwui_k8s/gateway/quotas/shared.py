@@ -27,6 +27,7 @@ class SharedLedger:
         self._local = LocalLedger()
         self._ping_seconds = ping_seconds
         self._reserved_in_redis: set[str] = set()
+        self._num_failures = 0
         self.is_shared = False
         """False until Redis has answered, and while it does not."""
 
@@ -34,12 +35,15 @@ class SharedLedger:
         """Look after Redis until cancelled."""
         is_first = True
         while True:
+            num_failures = self._num_failures
             try:
                 await self._redis.ping()
             except LedgerAwayError as error:
                 self._note_away(error, is_news=is_first)
             else:
-                self._note_back()
+                # An answer from before a failure says nothing about what came after it.
+                if num_failures == self._num_failures:
+                    self._note_back()
             is_first = False
             await asyncio.sleep(self._ping_seconds)
 
@@ -78,6 +82,7 @@ class SharedLedger:
                 extra=event(error=str(error)),
             )
         self.is_shared = False
+        self._num_failures += 1
 
     def _note_back(self) -> None:
         if not self.is_shared:
