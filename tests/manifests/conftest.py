@@ -22,8 +22,14 @@ from tests.helpers.manifests.rendering import (
 )
 from tests.helpers.server_process import PYTHON, ServerProcess
 
-WITHOUT_OUR_ENGINE = ("components/gateway", "components/karpenter", "components/logging")
+WITHOUT_OUR_ENGINE = (
+    *("components/gateway", "components/gateway-redis", "components/karpenter"),
+    "components/logging",
+)
 """What can be put upon an overlay that runs vLLM instead."""
+
+ADD_ONS = {"components/gateway-redis": "components/gateway"}
+"""What changes another component."""
 
 SENSELESS = {("overlays/upstream", "components/kserve")}
 """KServe's runtime is our engine, not text-generation-webui itself."""
@@ -63,7 +69,8 @@ def _renders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]
 
     def two(pair: tuple[str, str]) -> list[Object]:
         overlay, component = pair
-        return render_together(scratch / f"{overlay}+{component}", overlay, [component])
+        needed = [ADD_ONS[component]] if component in ADD_ONS else []
+        return render_together(scratch / f"{overlay}+{component}", overlay, [*needed, component])
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         found = dict(zip(alone, threads.map(one, alone), strict=True))

@@ -138,8 +138,8 @@ class Gateway:
         """Length of every model's queue."""
         return self.admission.num_waiting()
 
-    def limits_are_shared(self) -> bool:
-        """Whether limits of keys hold for all replicas together."""
+    def limits_are_shared(self) -> bool | None:
+        """Whether limits of keys hold for all replicas together; None: they never will."""
         return self._meters.is_shared
 
     async def _discover(self, discovery: Discovery) -> None:

@@ -94,7 +94,7 @@ GATEWAY_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "limits_shared",
         "gauge",
-        "1 while limits of keys are counted in Redis; 0: by each replica for itself.",
+        "1 while Redis counts the limits of keys, 0 while it is away; none without a Redis.",
         (),
         source="stats",
     ),
@@ -138,8 +138,8 @@ class Observed(Protocol):
         """Length of every model's queue."""
         ...
 
-    def limits_are_shared(self) -> bool:
-        """Whether limits of keys hold for all replicas together."""
+    def limits_are_shared(self) -> bool | None:
+        """Whether limits of keys hold for all replicas together; None: they never will."""
         ...
 
 
@@ -243,9 +243,9 @@ class _ObservedCollector(Collector):
         observed = self._metrics.observed
         states = observed.endpoint_states() if observed is not None else ()
         num_waiting = observed.num_waiting() if observed is not None else {}
-        is_shared = observed is not None and observed.limits_are_shared()
+        is_shared = observed.limits_are_shared() if observed is not None else None
         samples: Mapping[str, Sequence[tuple[str, float]]] = {
-            "limits_shared": [("", is_shared)],
+            "limits_shared": [] if is_shared is None else [("", is_shared)],
             "queue_size": [(model or OTHER_MODEL, size) for model, size in num_waiting.items()],
             "endpoint_ready": [(s.name, s.is_ready) for s in states],
             "endpoint_requests_in_flight": [(s.name, s.num_in_flight) for s in states],

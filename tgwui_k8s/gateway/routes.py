@@ -72,7 +72,7 @@ class OwnRoutes:
         is_started: Callable[[], bool],
         is_draining: Callable[[], bool],
         num_waiting: Callable[[], Mapping[str, int]],
-        limits_are_shared: Callable[[], bool],
+        limits_are_shared: Callable[[], bool | None],
     ) -> None:
         """`is_started`: every discovery has looked once."""
         self._fleet = fleet

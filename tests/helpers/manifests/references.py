@@ -11,7 +11,7 @@ from typing import Any
 from tests.helpers.manifests.pods import MADE_BY_OTHERS, Pod, matches, pods
 from tests.helpers.manifests.rendering import Object, of_kind, title
 
-SECRETS = {"text-generation-webui-keys", "hugging-face"}
+SECRETS = {"text-generation-webui-keys", "text-generation-webui-redis", "hugging-face"}
 """Secrets that people make (docs/kubernetes.md); no manifest holds one."""
 
 GATEWAY = "text-generation-webui-proxy"

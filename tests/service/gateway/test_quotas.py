@@ -6,22 +6,25 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from tests.helpers.gateway import RunningGateway, running_gateway, until
 from tests.helpers.gateway_scene import BODY, PATH, chunk, stream_of
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
+from tgwui_k8s.gateway.quotas import redis_ledger
 from tgwui_k8s.gateway.quotas.ledger import Demand
 from tgwui_k8s.gateway.quotas.local import LocalLedger
 from tgwui_k8s.gateway.quotas.quota import Quota, period_of
@@ -29,6 +32,10 @@ from tgwui_k8s.gateway.quotas.redis_ledger import RedisLedger
 
 USED = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
 ANSWER = answer(200, json.dumps({"choices": [], "usage": USED}).encode())
+COSTS_TEN = {**BODY, "max_tokens": 9}
+"""Estimated and used."""
+TEN_REQUESTS = {"budget_tokens": 100, "budget_period": "month"}
+"""Unlike a minute's, a month's limit does not fill up again while a busy machine is slow."""
 
 
 @pytest.fixture(scope="module", name="redis")
@@ -87,7 +94,7 @@ async def test_a_refused_request_gets_openais_429(tmp_path: Path) -> None:
         metrics = (await http.get(gateway.url + "/metrics")).text
         line = 'tgwui_gateway_rate_limited_total{key="team-a",limit="requests"} 1.0'
         assert line in metrics
-        assert "tgwui_gateway_limits_shared 0.0" in metrics
+        assert "\ntgwui_gateway_limits_shared " not in metrics  # Nobody has named a Redis.
 
 
 async def test_anthropics_clients_get_anthropics_429(tmp_path: Path) -> None:
@@ -162,13 +169,16 @@ async def test_keys_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "geheim" not in told
 
 
-async def test_replicas_with_redis_count_exactly(tmp_path: Path, redis: RedisServer) -> None:
+async def test_replicas_with_redis_count_exactly(
+    tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """30 requests at once over three gateways, and not one more than the limit gets through."""
-    limits = entry(requests_per_minute=10)
+    patient = partial(RedisLedger, timeout_seconds=30)  # Away is what it must not be here.
+    monkeypatch.setattr(redis_ledger, "RedisLedger", patient)
     options = {"redis_url": redis.url, "count": 3}
-    async with gateways(tmp_path, limits, **options) as (found, endpoint, http):
+    async with gateways(tmp_path, entry(**TEN_REQUESTS), **options) as (found, endpoint, http):
         await until(lambda: all(one.parts.limits_are_shared() for one in found))
-        calls = [http.post(found[number % 3].url + PATH, json=BODY) for number in range(30)]
+        calls = [http.post(found[number % 3].url + PATH, json=COSTS_TEN) for number in range(30)]
         statuses = sorted([response.status_code for response in await asyncio.gather(*calls)])
         assert statuses == [200] * 10 + [429] * 20
         assert len(endpoint.requests) == 10
@@ -183,35 +193,39 @@ async def test_without_redis_each_replica_counts_until_it_is_back(
 ) -> None:
     """No request fails for that; one line says that it went, and one that it is back."""
     caplog.set_level(logging.INFO)
-    limits = {**entry(requests_per_minute=5), "name": f"team-{how}"}
+    limits = {**entry(**TEN_REQUESTS), "name": f"team-{how}"}
     async with gateways(tmp_path, limits, redis_url=redis.url) as ((gateway,), _, http):
         shared = gateway.parts.limits_are_shared
         await until(shared)
+        caplog.clear()  # On a busy machine it may take more than one look to find Redis.
         if how == "killed":
             redis.stop()
         else:
             redis.signal(signal.SIGSTOP)
         try:
-            answers = [await http.post(gateway.url + PATH, json=BODY) for _ in range(7)]
+            answers = [await http.post(gateway.url + PATH, json=COSTS_TEN) for _ in range(12)]
+            metrics = (await http.get(gateway.url + "/metrics")).text
         finally:
             if how == "killed":
                 redis.start()
             else:
                 redis.signal(signal.SIGCONT)
-        assert [one.status_code for one in answers] == [200] * 5 + [429] * 2
+        assert [one.status_code for one in answers] == [200] * 10 + [429] * 2
+        assert "\ntgwui_gateway_limits_shared 0.0" in metrics
         await until(shared)
         told = [one.message for one in caplog.records if "Redis" in one.message]
         assert told == [
-            "limits are counted in Redis, for all replicas together",
             "Redis is away: each replica counts limits by itself until it is back",
             "limits are counted in Redis, for all replicas together",
         ]
 
 
+MOST_TOKENS_PER_MINUTE = 50
+FASTEST_REFILL_SECONDS = 60 / MOST_TOKENS_PER_MINUTE
 QUOTAS = st.builds(
     Quota,
     st.none() | st.integers(1, 5),
-    st.none() | st.integers(1, 50),
+    st.none() | st.integers(1, MOST_TOKENS_PER_MINUTE),
     st.none() | st.integers(1, 3),
     st.none() | st.integers(1, 100),
 )
@@ -222,23 +236,28 @@ STEPS = st.lists(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 @given(quota=QUOTAS, steps=STEPS)
 async def test_redis_and_memory_count_alike(
     redis: RedisServer, quota: Quota, steps: list[tuple[str, int, int]]
 ) -> None:
-    """Any requests, in any order: the same are granted, and the same is left (a minute's part that
-    comes back while this runs is less than one)."""
-    remote, local = RedisLedger(redis.url), LocalLedger()
+    """Any requests, in any order: the same are granted, and the same is left (of what comes back
+    with time, less than one does while this runs)."""
+    remote, local = RedisLedger(redis.url, timeout_seconds=30), LocalLedger()
     name = f"team-{uuid4()}"  # Redis remembers the examples before.
     period = period_of("day", 0.0)
     under_way: dict[int, Demand] = {}
+    began = time.monotonic()
     try:
         for deed, number, num_tokens in steps:
             demand = Demand(name, quota, f"r{number}", num_tokens, period, 60.0)
             if deed == "reserve" and number not in under_way:
                 there, here = await remote.reserve(demand), await local.reserve(demand)
+                if time.monotonic() - began > FASTEST_REFILL_SECONDS:
+                    reject()  # The machine was too busy: both may be right and differ.
                 assert there.refused_by == here.refused_by
                 if quota.tokens_per_minute is not None:
                     assert abs(there.remaining_tokens - here.remaining_tokens) < 1

@@ -26,9 +26,9 @@ class Meters:
         self._settling: set[asyncio.Task[None]] = set()
 
     @property
-    def is_shared(self) -> bool:
-        """Whether limits hold for all replicas together, at this moment."""
-        return self._shared is not None and self._shared.is_shared
+    def is_shared(self) -> bool | None:
+        """Whether limits hold for all replicas together, at this moment; None: they never will."""
+        return None if self._shared is None else self._shared.is_shared
 
     async def run(self) -> None:
         """Look after the ledger until cancelled; then settle what is left."""
