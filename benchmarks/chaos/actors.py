@@ -1,4 +1,4 @@
-"""Engines and gateways as processes that can be killed, frozen, drained and started again."""
+"""Servers as processes that can be killed, frozen, drained and started again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,26 +16,33 @@ import psutil
 from tgwui_k8s.gateway.failures import ExchangeError
 from tgwui_k8s.gateway.http_client import HttpClient, parse_origin, request_bytes
 
-_READY_SECONDS = 120.0
+_READY_SECONDS = 300.0
+
+TGWUI = (sys.executable, "-m", "tgwui_k8s")
 
 
 class Actor:
-    """A server process on a port of its own, for as many lives as it takes."""
+    """A server process at an address, for as many lives as it takes."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], log_dir: Path) -> None:
-        """`arguments` follow `tgwui-k8s`; `{port}` in them is the port."""
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        command: Sequence[str],
+        log_dir: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` is added to this process's, which loses its settings of tgwui-k8s."""
         self.name = name
-        self.port = _free_port()
+        self.host = host
+        self.url = f"http://{host}:{port}"
         self.is_wanted = True
         """False while a Service would not send anybody here: it is being stopped."""
-        self._arguments = tuple(part.format(port=self.port) for part in arguments)
+        self._command = list(command)
+        self._environment = environment or {}
         self._log = (log_dir / f"{name}.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def is_running(self) -> bool:
@@ -59,12 +66,12 @@ class Actor:
         self.is_wanted = True
 
     def _spawn(self) -> None:
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("TGWUI_")}
+        mine = {name: text for name, text in os.environ.items() if not name.startswith("TGWUI_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tgwui_k8s", *self._arguments],
+            self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**mine, **self._environment},
         )
 
     def kill(self) -> None:
@@ -124,11 +131,11 @@ async def fetch(client: HttpClient, url: str, path: str) -> bytes | None:
     origin = parse_origin(url)
     try:
         exchange = await client.start(
-            origin, request_bytes("GET", path, origin), connect_seconds=2, fresh=True
+            origin, request_bytes("GET", path, origin), connect_seconds=5, fresh=True
         )
         try:
-            await asyncio.wait_for(exchange.head(), 5)
-            body = await asyncio.wait_for(exchange.read_all(1 << 24), 5)
+            await asyncio.wait_for(exchange.head(), 10)
+            body = await asyncio.wait_for(exchange.read_all(1 << 24), 10)
             return body if exchange.status == 200 else None
         finally:
             exchange.abort()
@@ -136,30 +143,7 @@ async def fetch(client: HttpClient, url: str, path: str) -> bytes | None:
         return None
 
 
-def engine(name: str, tokens_per_second: float, log_dir: Path) -> Actor:
-    """An engine with the fake loader."""
-    arguments = (
-        *("serve", "--loader", "fake", "--model", "fake", "--port", "{port}", "--no-webui"),
-        *("--loader-option", f"tokens_per_second={tokens_per_second}", "--drain-timeout", "3"),
-        *("--max-num-seqs", "256"),
-    )
-    return Actor(name, arguments, log_dir)
-
-
-def gateway(name: str, endpoint_file: Path, log_dir: Path) -> Actor:
-    """A gateway over the engines in a file."""
-    arguments = (
-        *("gateway", "--gateway-port", "{port}", "--endpoint-file", str(endpoint_file)),
-        *("--endpoint-silent-seconds", "3", "--drain-timeout", "120"),
-    )
-    return Actor(name, arguments, log_dir)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def free_port() -> int:
+    """A port that nobody listens on, at any address."""
+    with socket.create_server(("0.0.0.0", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def scratch() -> Path:
-    """A folder for logs and the endpoint file."""
-    return Path(tempfile.mkdtemp(prefix="gateway-chaos-"))

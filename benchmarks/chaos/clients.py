@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,11 @@ class Ask:
     path: str
     body: dict[str, Any]
 
+    @property
+    def model(self) -> str:
+        """Who shall answer."""
+        return str(self.body["model"])
+
 
 @dataclass
 class Seen:
@@ -40,42 +46,47 @@ class Seen:
 class Tally:
     """What all clients met."""
 
-    num_right: int = 0
+    num_right: Counter[str] = field(default_factory=Counter)
+    """By model."""
     num_chunks: int = 0
     failures: list[str] = field(default_factory=list)
     first_chunk_seconds: list[float] = field(default_factory=list)
     longest_gap_seconds: list[float] = field(default_factory=list)
 
 
-def pool(size: int, seed: int) -> list[Ask]:
+def pool(model: str, size: int, max_tokens: int, seed: int) -> list[Ask]:
     """Requests of all kinds, each with a seed of its own, so that there is one right answer."""
     draw = random.Random(seed)
-    return [_ask(draw, number) for number in range(size)]
+    return [_ask(draw, model, number, max_tokens) for number in range(size)]
 
 
-def _ask(draw: random.Random, number: int) -> Ask:
+def _ask(draw: random.Random, model: str, number: int, max_tokens: int) -> Ask:
     text = " ".join(draw.choices(_WORDS, k=draw.randint(1, 30)))
     body: dict[str, Any] = {
-        "model": "fake",
+        "model": model,
         "stream": draw.random() < 0.8,
         "seed": number,
         "temperature": draw.choice([0, 0.8, 1.5]),
-        "max_tokens": draw.randint(5, 200),
+        "max_tokens": draw.randint(5, max_tokens),
         "n": draw.choice([1, 1, 1, 2]),
         "stop": draw.choice([[], [], ["th"], ["ee", "oo a"]]),
     }
     if body["stream"]:
         body["stream_options"] = {"include_usage": True}
     if draw.random() < 0.5:
-        return Ask(COMPLETIONS, {**body, "prompt": text, "logprobs": draw.choice([None, None, 2])})
+        # A real model's logprobs differ in the last digit with what else is in the batch.
+        logprobs = draw.choice([None, None, 2]) if model == "fake" else None
+        return Ask(COMPLETIONS, {**body, "prompt": text, "logprobs": logprobs})
     return Ask(CHAT, {**body, "messages": [{"role": "user", "content": text}]})
 
 
-async def ask_once(client: HttpClient, url: str, ask: Ask, tally: Tally | None = None) -> Seen:
+async def ask_once(
+    client: HttpClient, url: str, ask: Ask, *, key: str = "", tally: Tally | None = None
+) -> Seen:
     """One request to its end. Raises `ExchangeError`, or `AssertionError` for an error answer."""
     loop = asyncio.get_running_loop()
     origin = parse_origin(url)
-    head = [(b"content-type", b"application/json")]
+    head = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {key}".encode())]
     request = request_bytes("POST", ask.path, origin, head, msgspec.json.encode(ask.body))
     began = last = loop.time()
     longest_gap = 0.0
@@ -131,25 +142,42 @@ def _note(seen: Seen, chunk: dict[str, Any]) -> None:
         one["end"] = choice["finish_reason"] or one["end"]
 
 
-async def keep_asking(
-    client: HttpClient,
-    choose_url: Callable[[], str],
-    asks: list[Ask],
-    right: list[Seen],
-    tally: Tally,
-    is_over: asyncio.Event,
-) -> None:
-    """Ask one request of the pool after the other until it is over."""
-    while not is_over.is_set():
-        number = random.randrange(len(asks))
-        url = choose_url()
-        try:
-            seen = await ask_once(client, url, asks[number], tally)
-        except (ExchangeError, AssertionError) as error:
-            tally.failures.append(f"{url}: {type(error).__name__}: {error}"[:400])
-            await asyncio.sleep(0.1)
-            continue
-        if seen == right[number]:
-            tally.num_right += 1
-        else:
-            tally.failures.append(f"{url}: wrong: {asks[number]} gave {seen}, not {right[number]}")
+class Clients:
+    """Many at a time, each with an API key, asking one request of its pool after the other."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        choose_url: Callable[[], str],
+        right: Sequence[tuple[Ask, Seen]],
+        keys: Sequence[str],
+    ) -> None:
+        """`right`: what may be asked, with the right answers."""
+        self.tally = Tally()
+        self._client = client
+        self._choose_url = choose_url
+        self._right = right
+        self._keys = keys
+
+    async def ask(self, count: int, is_over: asyncio.Event) -> None:
+        """So many, until it is over and the last has its answer."""
+        await asyncio.gather(
+            *(self._keep_asking(self._keys[n % len(self._keys)], is_over) for n in range(count))
+        )
+
+    async def _keep_asking(self, key: str, is_over: asyncio.Event) -> None:
+        tally = self.tally
+        while not is_over.is_set():
+            ask, right = random.choice(self._right)
+            url = self._choose_url()
+            try:
+                seen = await ask_once(self._client, url, ask, key=key, tally=tally)
+            except (ExchangeError, AssertionError) as error:
+                told = f"{ask.model} at {url}: {type(error).__name__}: {error}"
+                tally.failures.append(told[:400])
+                await asyncio.sleep(0.1)
+                continue
+            if seen == right:
+                tally.num_right[ask.model] += 1
+            else:
+                tally.failures.append(f"{url}: wrong: {ask} gave {seen}, not {right}")

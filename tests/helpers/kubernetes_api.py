@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,11 +72,12 @@ class KubernetesApi:
     """All there were."""
     heads: list[str] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[KubernetesApi]:
         """Listen until the context ends; on the same port when it is entered again."""
-        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, ssl=self.tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -88,6 +90,11 @@ class KubernetesApi:
     def watch(self) -> Watch:
         """The last."""
         return self.watches[-1]
+
+    @property
+    def open_watches(self) -> list[Watch]:
+        """Those that somebody still listens to."""
+        return [watch for watch in self.watches if not watch.writer.is_closing()]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -109,7 +116,7 @@ class KubernetesApi:
                 ).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
             await reader.read()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.transport.abort()
