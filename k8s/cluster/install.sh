@@ -242,7 +242,7 @@ step_keda() {
 }
 
 step_kserve() {
-  release cert-manager cert-manager cert-manager v1.19.1 "" --repo https://charts.jetstack.io \
+  release cert-manager cert-manager cert-manager v1.20.2 "" --repo https://charts.jetstack.io \
     --set crds.enabled=true
   release kserve-crd kserve oci://ghcr.io/kserve/charts/kserve-crd v0.20.0
   release kserve kserve oci://ghcr.io/kserve/charts/kserve-resources v0.20.0 values/kserve.yaml
