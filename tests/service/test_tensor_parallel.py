@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
+from tests.helpers.engine_processes import is_running
 from tests.helpers.server_process import ServerProcess, wait_until
 
 WORKER = "tgwui_k8s.runtime.tensor_parallel.worker"
@@ -27,10 +28,14 @@ class TwoRanks(ServerProcess):
             *("--kv-cache-memory", "32MiB", *flags),
         ]
 
-    def worker(self) -> psutil.Process:
-        """The process of rank 1."""
-        (found,) = (child for child in self.children() if WORKER in child.cmdline())
-        return found
+    def worker(self) -> int | None:
+        """The process of rank 1, while there is one."""
+        living = [child for child in self.children() if is_running(child.pid)]
+        found = [child.pid for child in living if WORKER in child.cmdline()]
+        return found[0] if found else None
+
+    def is_ready(self) -> bool:
+        return self.get("/health/ready").status_code == 200
 
 
 @pytest.fixture(name="server")
@@ -41,19 +46,20 @@ def _server() -> Iterator[TwoRanks]:
 
 def test_rank_that_dies_ends_the_engine_and_a_stop_ends_all(server: TwoRanks) -> None:
     """The engine says which rank died, is started again whole, and SIGTERM leaves nobody."""
-    wait_until(lambda: server.get("/health/ready").status_code == 200, seconds=120)
+    wait_until(server.is_ready, seconds=120)
     answer = server.complete("Once upon a time")
-    engine, worker = server.engine, server.worker()
-    worker.kill()
-    wait_until(lambda: not engine.is_running(), seconds=60)
-    wait_until(lambda: server.get("/health/ready").status_code == 200, seconds=120)
+    engine, worker = server.engine.pid, server.worker()
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not is_running(engine), seconds=60)
+    wait_until(lambda: server.worker() is not None and server.is_ready(), seconds=120)
     again = server.complete("Once upon a time")
-    ranks = [server.engine, server.worker()]
-    ranks[1].send_signal(signal.SIGTERM)
+    ranks = [server.engine.pid, server.worker() or 0]
+    os.kill(ranks[1], signal.SIGTERM)
     server.signal(signal.SIGTERM)
 
     assert answer.json()["choices"][0]["text"] == again.json()["choices"][0]["text"]
-    assert worker.pid != ranks[1].pid
+    assert worker != ranks[1]
     assert server.wait() == 0
     assert any("rank 1 ended (signal 9)" in entry["msg"] for entry in server.log)
-    assert not any(process.is_running() for process in ranks)
+    assert not any(is_running(pid) for pid in ranks)
