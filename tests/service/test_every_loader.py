@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.neuron import NeuronHost
 from tests.helpers.quantized_checkpoints import FORMATS, quantize_folder
 from tests.helpers.server_process import ServerProcess, wait_until
 from tgwui_k8s.demo import model_path
@@ -42,6 +44,8 @@ class Made:
     model: str
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    host: NeuronHost | None = None
+    """The imagined machine it runs on, for a loader whose library is a stand-in here."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Case:
     """Longer than any start should take."""
     is_exact: bool = True
     """Its greedy text is that of Transformers in float32; quantized weights may say otherwise."""
+    has_standin: bool = False
+    """Its library need not be installed: tests bring one that computes the same."""
 
 
 def make_safetensors(folder: Path) -> Made:
@@ -86,10 +92,25 @@ def make_for_vllm(folder: Path) -> Made:
     return Made("demo", flags)
 
 
+def make_for_neuron(folder: Path) -> Made:
+    """The demo model compiled by the stand-in for Neuron's software, on an imagined host."""
+    shutil.copytree(model_path(), folder / "demo-neuron")
+    host = NeuronHost(folder / "host")
+    environment = host.env(OMP_NUM_THREADS="1", NEURON_RT_NUM_CORES="2")
+    command = [
+        *(sys.executable, "-m", "tgwui_k8s", "neuron", "compile", "demo-neuron"),
+        *("--model-dir", str(folder), "--tp-degree", "2", "--batch-size", "4"),
+        *("--n-positions", "256", "--amp", "f32"),
+    ]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    return Made("demo-neuron", environment=environment, host=host)
+
+
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
     "gguf-f32": Case("llama.cpp", make_f32_gguf),
     "vllm": Case("vLLM", make_for_vllm, start_seconds=600.0),
+    "neuron": Case("Neuron", make_for_neuron, has_standin=True),
     "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
     "GPTQ": Case("AutoGPTQ", make_quantized("GPTQ, act-order"), is_exact=False),
 }
@@ -99,7 +120,7 @@ CASES: dict[str, Case] = {
 def _case(request: pytest.FixtureRequest) -> Case:
     case = CASES[request.param]
     entry = next(entry for entry in available() if entry.name == case.loader)
-    if not entry.is_installed:
+    if not entry.is_installed and not case.has_standin:
         pytest.skip(f"loader {entry.name} needs {', '.join(entry.missing)}")
     return case
 
@@ -119,6 +140,7 @@ def _server(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
             lambda: server.get("/health/ready").status_code == 200, seconds=case.start_seconds
         )
         yield server
+    assert made.host is None or made.host.violations() == []
 
 
 class LoaderServer(ServerProcess):
