@@ -2,7 +2,8 @@
 
 Transformers takes a state dict whose values it opens with `[...]` (that is how it reads
 safetensors slices), from several threads. Reading into memory of our own instead of mapping the
-files keeps inference independent of the page cache and of a network file system.
+files keeps inference independent of the page cache and of a network file system. For a GPU, the
+tensors of safetensors files are read into its memory, not into the host's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Protocol
@@ -19,10 +20,12 @@ from typing import Any, Protocol
 import torch
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
+from tgwui_k8s.runtime.staged_reads import OnRead, StagedReads, read_into
+from tgwui_k8s.runtime.transfers import is_host
 from tgwui_k8s.storage.safetensors_file import DOWNLOAD_AGAIN, TensorEntry
 from tgwui_k8s.storage.weights import WeightFiles
 
-_READ_BYTES = 32 << 20
+HOST = torch.device("cpu")
 
 _TORCH_DTYPES = {
     "F64": torch.float64,
@@ -50,11 +53,14 @@ class LazyTensor(Protocol):
 
 @contextmanager
 def open_checkpoint(
-    weights: WeightFiles, on_bytes: Callable[[int], None]
+    weights: WeightFiles,
+    on_bytes: Callable[[int], None],
+    device: torch.device = HOST,
 ) -> Iterator[dict[str, LazyTensor]]:
     """The tensors by name; they can be read until the context ends.
 
-    `on_bytes` is called with the number of bytes read so far, from one thread at a time.
+    Those of safetensors files come on `device`, others on the host. `on_bytes` is called with the
+    number of bytes read so far, from one thread at a time.
     Raises `BrokenModelError` for files that cannot be read.
     """
     readings = _Readings(on_bytes)
@@ -69,10 +75,11 @@ def open_checkpoint(
         else:
             for file in weights.files:
                 descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            yield {
-                name: _FileTensor(entry, descriptors[entry.file], readings)
-                for name, entry in weights.tensors.items()
-            }
+            with closing(_reads_to(device, readings.add)) as reads:
+                yield {
+                    name: _FileTensor(entry, descriptors[entry.file], reads, readings)
+                    for name, entry in weights.tensors.items()
+                }
     except Exception as error:
         # Transformers turns an error of a tensor into a report of its own; the cause matters.
         cause = readings.failure or error
@@ -110,12 +117,46 @@ class _Readings:
             raise
 
 
+class _Reads(Protocol):
+    """Reads parts of open files into memory; see `StagedReads`."""
+
+    def read(self, descriptor: int, offset: int, num_bytes: int, file: Path) -> torch.Tensor:
+        """These bytes, uint8 [num_bytes]."""
+        ...
+
+    def close(self) -> None:
+        """Read no further."""
+        ...
+
+
+class _HostReads:
+    """Reads into memory of the host, in the thread that asks."""
+
+    def __init__(self, on_read: OnRead) -> None:
+        self._on_read = on_read
+
+    def read(self, descriptor: int, offset: int, num_bytes: int, file: Path) -> torch.Tensor:
+        tensor = torch.empty(num_bytes, dtype=torch.uint8)
+        read_into(tensor.numpy().data, descriptor, offset, file, self._on_read)
+        return tensor
+
+    def close(self) -> None:
+        pass
+
+
+def _reads_to(device: torch.device, on_read: OnRead) -> _Reads:
+    return _HostReads(on_read) if is_host(device) else StagedReads(device, on_read)
+
+
 class _FileTensor:
     """A tensor of a safetensors file."""
 
-    def __init__(self, entry: TensorEntry, descriptor: int, readings: _Readings) -> None:
+    def __init__(
+        self, entry: TensorEntry, descriptor: int, reads: _Reads, readings: _Readings
+    ) -> None:
         self._entry = entry
         self._descriptor = descriptor
+        self._reads = reads
         self._readings = readings
 
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
@@ -129,16 +170,7 @@ class _FileTensor:
                 f"tensor '{entry.name}' of {entry.file.name} has type {entry.dtype}, which this "
                 "loader cannot read"
             )
-        tensor = torch.empty(entry.num_bytes, dtype=torch.uint8)
-        buffer = tensor.numpy().data
-        position = 0
-        while position < entry.num_bytes:
-            piece = buffer[position : position + _READ_BYTES]
-            num_bytes = os.preadv(self._descriptor, [piece], entry.offset + position)
-            if num_bytes == 0:
-                raise BrokenModelError(f"{entry.file} became shorter while it was read")
-            position += num_bytes
-            self._readings.add(num_bytes)
+        tensor = self._reads.read(self._descriptor, entry.offset, entry.num_bytes, entry.file)
         return tensor.view(dtype).view(entry.shape)
 
 

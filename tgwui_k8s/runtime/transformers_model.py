@@ -17,7 +17,7 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging
 
 from tgwui_k8s.errors import BrokenModelError
-from tgwui_k8s.runtime.checkpoint_reader import open_checkpoint
+from tgwui_k8s.runtime.checkpoint_reader import HOST, open_checkpoint
 from tgwui_k8s.runtime.quantized.model import Quantization, with_quantized_layers
 from tgwui_k8s.runtime.tensor_parallel.weights import sliceable
 from tgwui_k8s.runtime.transformers_attention import ATTENTION_NAME, register_attention
@@ -56,7 +56,9 @@ def build_model(
     register_attention()
     _quieten()
     folder = weights.files[0].parent
-    with open_checkpoint(weights, on_bytes) as all_tensors:
+    # Quantized weights are unpacked on the host.
+    target = HOST if quantization else placement.device
+    with open_checkpoint(weights, on_bytes, target) as all_tensors:
         layers, tensors = quantization.split(all_tensors) if quantization else (set(), all_tensors)
         if layers:
             model_class = with_quantized_layers(model_class, config, layers)

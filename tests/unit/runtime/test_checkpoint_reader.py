@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
-from tgwui_k8s.runtime import checkpoint_reader
+from tgwui_k8s.runtime import checkpoint_reader, staged_reads
 from tgwui_k8s.runtime.checkpoint_reader import LazyTensor, open_checkpoint
 from tgwui_k8s.storage.weights import find_weights
 
@@ -31,11 +31,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("is_host", [True, False])
 def test_every_tensor_is_read_as_it_was_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_host: bool
 ) -> None:
-    """Types, shapes and bytes, in pieces of any size; the count ends at the sum."""
-    monkeypatch.setattr(checkpoint_reader, "_READ_BYTES", 5)
+    """Types, shapes and bytes, in pieces of any size, staged or not; the count ends at the sum."""
+    monkeypatch.setattr(checkpoint_reader, "is_host", lambda _: is_host)
+    monkeypatch.setattr(staged_reads, "PIECE_BYTES", 5)
     seen: list[int] = []
     with open_checkpoint(find_weights(folder), seen.append) as tensors:
         assert set(tensors) == set(TENSORS)
@@ -67,10 +69,12 @@ def test_files_are_closed_again(folder: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("is_host", [True, False])
 def test_the_first_error_of_a_tensor_is_the_one_reported(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_host: bool
 ) -> None:
     """Even where the library that asked for it reports something vaguer."""
+    monkeypatch.setattr(checkpoint_reader, "is_host", lambda _: is_host)
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
 
     def report_vaguely(tensors: dict[str, LazyTensor]) -> None:
