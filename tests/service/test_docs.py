@@ -31,6 +31,7 @@ ROUTES = {
     "/v1/internal/health": "get",
     "/v1/internal/model/info": "get",
     "/v1/internal/model/list": "get",
+    "/v1/internal/errors": "get",
     "/v1/internal/model/load": "post",
     "/v1/internal/model/unload": "post",
     "/v1/internal/lora/list": "get",

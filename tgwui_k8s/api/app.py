@@ -17,6 +17,7 @@ from tgwui_k8s.api import (
     invocations,
     messages,
     models,
+    recent_errors,
     responses,
     tokenize,
 )
@@ -45,7 +46,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.router.routes.extend((*health.create_routes(state), *docs.create_routes(app)))
     modules = (
         *(completions, chat, messages, responses, embeddings),
-        *(models, tokenize, internal, adapters, invocations),
+        *(models, tokenize, internal, adapters, recent_errors, invocations),
     )
     routers = [module.create_router(state) for module in modules]
     for router in routers:

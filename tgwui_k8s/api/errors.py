@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from tgwui_k8s.error_envelope import (
     ANTHROPIC_PATHS,
@@ -37,6 +38,7 @@ from tgwui_k8s.errors import (
     UsageError,
 )
 
+_ERROR = "tgwui_k8s.error"
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
 
 
@@ -101,11 +103,25 @@ def error_response(
 async def handle_error(request: Request, error: Exception) -> Response:
     """Exception handler for every error that is somebody's, not a bug."""
     if not isinstance(error, HTTPException):
+        remember_error(request.scope, error)
         return error_response(error, request.url.path)
     allowed = _allowed_methods(error)
     if allowed and request.method == "OPTIONS":
         return Response(status_code=204, headers=allowed)
-    return error_response(http_error(error, request), request.url.path, allowed)
+    told = http_error(error, request)
+    remember_error(request.scope, told)
+    return error_response(told, request.url.path, allowed)
+
+
+def remember_error(scope: Scope, error: BaseException) -> None:
+    """Leave an error that goes to a client in its request's scope, for `api.middleware`."""
+    scope[_ERROR] = as_request_error(error)
+
+
+def remembered_error(scope: Scope) -> RequestError | None:
+    """The error that went to the client of this request."""
+    error: RequestError | None = scope.get(_ERROR)
+    return error
 
 
 HANDLED: tuple[type[Exception], ...] = (

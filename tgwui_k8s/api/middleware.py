@@ -17,8 +17,9 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tgwui_k8s.api.errors import error_response
+from tgwui_k8s.api.errors import error_response, remember_error, remembered_error
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.error_envelope import status_of
 from tgwui_k8s.errors import PayloadTooLargeError, TgwuiError
 from tgwui_k8s.observability.log import event, request_id_var, trace_id_var
 from tgwui_k8s.observability.records import CLIENT_CLOSED_REQUEST
@@ -77,6 +78,7 @@ class RequestMiddleware:
         except Exception as error:
             if not isinstance(error, TgwuiError):
                 logger.exception("a request failed")
+            remember_error(scope, error)
             if answer.status is not None:
                 # Too late for an answer: the server must cut the connection, so that the client
                 # does not take what it has for the whole.
@@ -101,7 +103,12 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", None) or self._name(scope["path"])
         status = answer.status or CLIENT_CLOSED_REQUEST
         self._state.metrics.count_http_request(route, status)
-        level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO
+        is_quiet = route.startswith(QUIET_ROUTES)
+        error = remembered_error(scope)
+        if error is not None and not is_quiet:
+            told = status if status >= 400 else status_of(error)
+            self._state.recent_errors.note(route, told, error, answer.request_id)
+        level = logging.DEBUG if is_quiet else logging.INFO
         if logger.isEnabledFor(level):
             seconds = round(time.perf_counter() - answer.started, 6)
             fields = event(route=route, method=scope["method"], status=status, duration_s=seconds)
@@ -114,13 +121,14 @@ class RequestMiddleware:
 class _Answer:
     """What goes back to the client: adds its identifying headers and remembers the status."""
 
-    __slots__ = ("_headers", "_send", "started", "status")
+    __slots__ = ("_headers", "_send", "request_id", "started", "status")
 
     def __init__(self, send: Send, scope: Scope) -> None:
         self.started = time.perf_counter()
         self.status: int | None = None
         self._send = send
         request_id, traceparent = _identify(scope)
+        self.request_id = request_id.decode()
         self._headers = ((b"x-request-id", request_id), (b"traceparent", traceparent))
 
     async def send(self, message: Message) -> None:

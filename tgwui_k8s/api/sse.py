@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tgwui_k8s.api.choice import ChoiceChunk
-from tgwui_k8s.api.errors import error_body
+from tgwui_k8s.api.errors import error_body, remember_error
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.errors import RequestError
 
@@ -144,7 +144,7 @@ class GenerationResponse(Response):
         if self._keep_alive_seconds is None:
             await unless_gone(receive, self._send_whole(send))
         else:
-            await unless_gone(receive, self._send_events(send, self._keep_alive_seconds))
+            await unless_gone(receive, self._send_events(scope, send, self._keep_alive_seconds))
 
     async def _send_whole(self, send: Send) -> None:
         choices: dict[int, ChoiceChunk] = {}
@@ -158,7 +158,7 @@ class GenerationResponse(Response):
             body = self._writer.whole(generation, [choices[index] for index in sorted(choices)])
         await send_json(send, body)
 
-    async def _send_events(self, send: Send, keep_alive_seconds: float) -> None:
+    async def _send_events(self, scope: Scope, send: Send, keep_alive_seconds: float) -> None:
         stream = _EventStream(send, self._framing)
         ticker = _Ticker(self._generation, keep_alive_seconds)
         try:
@@ -177,6 +177,7 @@ class GenerationResponse(Response):
                 raise
             if not isinstance(error, RequestError):
                 logger.exception("a stream failed")
+            remember_error(scope, error)
             last = self._ending.failed(error)
         finally:
             ticker.stop()

@@ -18,6 +18,7 @@ from tgwui_k8s.errors import (
     ModelNotReadyError,
     NotFoundError,
 )
+from tgwui_k8s.observability.recent_errors import RecentErrors
 
 if TYPE_CHECKING:
     from tgwui_k8s.api.chat_template import ChatTemplate
@@ -115,6 +116,7 @@ class ServerState:
     """
     model_control: ModelControl | None = None
     """None where the model cannot be changed at run time."""
+    recent_errors: RecentErrors = field(default_factory=lambda: RecentErrors(time.time))
     stop_generation: dict[str, Callable[[], None]] = field(default_factory=dict)
     """Per running generation (its request id): ends it now with what it has generated so far."""
 

@@ -88,7 +88,7 @@ class Proxy:
         try:
             answer = await self._send(asked, body)
         except httpx.TransportError:
-            return error_answer(502, "api_unreachable", "The API of this pod does not answer.")
+            return api_unreachable()
         returned = {name: answer.headers[name] for name in RETURNED if name in answer.headers}
         return StreamingResponse(
             _body(answer),
@@ -150,3 +150,8 @@ async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
 def error_answer(status: int, code: str, message: str) -> Response:
     """An error in the API's form."""
     return JSONResponse({"error": {"message": message, "code": code}}, status)
+
+
+def api_unreachable() -> Response:
+    """What is said where nobody answers."""
+    return error_answer(502, "api_unreachable", "The API of this pod does not answer.")

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tgwui_k8s.ui import model_load
+from tgwui_k8s.ui.engine_state import EngineState
 from tgwui_k8s.ui.keys import ANONYMOUS, Login
 from tgwui_k8s.ui.model_load import ModelLoad
 from tgwui_k8s.ui.proxy import Proxy
@@ -26,6 +27,7 @@ def page(api: Api, login: Login = ANONYMOUS) -> httpx.AsyncClient:
     client = httpx.AsyncClient(transport=httpx.MockTransport(api), base_url="http://api")
     routes = [
         Route("/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
+        Route("/page/engine", EngineState(client, "pod-a").__call__),
         Route("/page/load", ModelLoad(client).__call__, methods=["POST"]),
     ]
     app = with_login(Starlette(routes=routes), login)
@@ -254,3 +256,35 @@ async def test_settings_of_a_megabyte_are_not_read() -> None:
     answer = await page(api).post("/page/load", content=b"x" * 1_000_000)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_the_engine_in_one_answer() -> None:
+    """Metrics and errors of the same pod, with the key that the errors need."""
+
+    def api(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/metrics":
+            return httpx.Response(200, text="tgwui_x 1")
+        assert request.url.path == "/v1/internal/errors"
+        assert request.headers["authorization"] == "Bearer sk-1"
+        return httpx.Response(200, json={"errors": [{"status": 503}]})
+
+    answer = await page(api, Login("sk-1", "user")).get("/page/engine")
+
+    assert answer.json() == {"pod": "pod-a", "metrics": "tgwui_x 1", "errors": [{"status": 503}]}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_no_engine_to_tell_of(is_there: bool) -> None:
+    """The API's own words where it has some."""
+
+    def api(request: httpx.Request) -> httpx.Response:
+        if not is_there:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(401, json={"error": {"code": "invalid_api_key"}})
+
+    answer = await page(api).get("/page/engine")
+
+    code = answer.json()["error"]["code"]
+    expected = (401, "invalid_api_key") if is_there else (502, "api_unreachable")
+    assert (answer.status_code, code) == expected

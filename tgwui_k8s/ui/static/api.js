@@ -19,10 +19,9 @@ export async function get(path) {
   return (await request(path)).json();
 }
 
-/** The text that GET answers, and the pod that answered. */
+/** The text that GET answers. */
 export async function getText(path) {
-  const answer = await request(path);
-  return { text: await answer.text(), pod: answer.headers.get("x-tgwui-pod") ?? "" };
+  return (await request(path)).text();
 }
 
 /** The JSON that POST answers; undefined for an empty answer. */

@@ -1,8 +1,9 @@
 // What the engine does now. Behind a load balancer each scrape may be another pod's: every answer
 // names its pod, and each pod has lines of its own.
 
-import { getText } from "./api.js";
+import { get } from "./api.js";
 import { element, fill } from "./element.js";
+import { Errors } from "./errors.js";
 import { growth, parse, quantile, total } from "./metrics.js";
 import * as notice from "./notice.js";
 import { plot } from "./plot.js";
@@ -27,6 +28,8 @@ const PLOTS = [
 export class Engine {
   constructor() {
     this.pods = new Map();
+    this.errors = new Errors();
+    this.plots = element("div", { class: "tgwui-plots" });
     setInterval(() => this.isVisible() && this.scrape(), INTERVAL_MS);
     document.addEventListener("click", () => setTimeout(() => this.isVisible() && !this.pods.size && this.scrape(), 50));
   }
@@ -36,16 +39,19 @@ export class Engine {
   }
 
   async scrape() {
+    if (this.isScraping) return;
+    this.isScraping = true;
     try {
-      const { text, pod } = await getText("/api/metrics");
-      this.take(pod, parse(text), performance.now() / 1000);
+      const { pod, metrics, errors } = await get("/page/engine");
+      this.take(pod, parse(metrics), performance.now() / 1000);
+      this.errors.take(pod, errors);
+      this.isFailing = false;
     } catch (error) {
       if (!this.isFailing) notice.show(error);
       this.isFailing = true;
-      return;
     }
-    this.isFailing = false;
-    this.draw();
+    this.isScraping = false;
+    if (this.pods.size) this.draw();
   }
 
   take(pod, now, time) {
@@ -64,8 +70,9 @@ export class Engine {
   }
 
   draw() {
-    const plots = PLOTS.map(({ title, unit, lines }) => plot(say(title), this.series(title, lines), unit, SPAN_SECONDS));
-    fill("tgwui-engine", element("div", { class: "tgwui-plots" }, ...plots), this.errors(), links());
+    this.plots.replaceChildren(...PLOTS.map(({ title, unit, lines }) => plot(say(title), this.series(title, lines), unit, SPAN_SECONDS)));
+    this.errors.draw([...this.pods.keys()]);
+    if (!this.plots.isConnected) fill("tgwui-engine", this.plots, this.errors.section, links());
   }
 
   series(title, lines) {
@@ -73,17 +80,6 @@ export class Engine {
       name: [canBeSaid(name), this.pods.size > 1 || !name ? pod : ""].filter(Boolean).join(" "),
       points: series.get(title + name) ?? [],
     })));
-  }
-
-  errors() {
-    const rows = [...this.pods].flatMap(([pod, { scrape }]) => (scrape.get("http_requests_total") ?? [])
-      .filter(({ labels, value }) => labels.code >= "400" && value > 0 && !labels.route.startsWith("/health"))
-      .map(({ labels, value }) => element("li", {}, `${pod}: ${labels.code} ${labels.route} × ${value}`)));
-    const seen = notice.seen.map(({ time, text }) => element("li", {}, `${time.toLocaleTimeString()} ${text}`));
-    return element("section", { class: "tgwui-errors" },
-      element("h3", {}, say("engine_errors")),
-      rows.length ? element("ul", {}, ...rows) : element("p", {}, say("engine_no_errors")),
-      ...(seen.length ? [element("h3", {}, say("engine_page_errors")), element("ul", {}, ...seen)] : []));
   }
 }
 

@@ -15,7 +15,7 @@ export class Model {
     this.adapters = element("div", { class: "tgwui-adapters" });
     this.facts = element("div", { class: "tgwui-facts" });
     this.progress = element("div", { id: "tgwui-progress", "aria-live": "polite" });
-    this.models = element("table", { class: "tgwui-models" });
+    this.models = element("table", { class: "tgwui-table tgwui-models" });
     this.choice = element("select", { id: "tgwui-model-choice", "aria-label": say("model_choice") });
     this.settings = element("input", { id: "tgwui-model-settings", type: "text", spellcheck: "false", placeholder: "{}" });
     document.addEventListener("click", () => setTimeout(() => this.opened(), 50));
@@ -35,7 +35,7 @@ export class Model {
   async showFacts() {
     try {
       const info = await get("/api/v1/internal/model/info");
-      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf((await getText("/api/metrics")).text))));
+      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(await getText("/api/metrics")))));
       if (this.session.role === "admin" && info.capabilities.adapters) await this.listAdapters(info.lora_names);
       else this.adapters.replaceChildren();
     } catch (error) {
