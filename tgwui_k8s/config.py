@@ -310,6 +310,12 @@ class WebuiSettings:
     webui_root_path: str = setting(
         "", "Path prefix under which a proxy in front shows the web page.", metavar="PATH"
     )
+    webui_api_url: str = setting(
+        "",
+        "Where programs reach the API, for the page's examples: http://host:port without /v1. "
+        "Default: the page's own origin where a proxy is in front, else its host and --port.",
+        metavar="URL",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,7 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("--kv-cache-memory leaves nothing of --memory-limit for the weights")
     _check_prefix("--root-path", server.root_path)
     _check_prefix("--webui-root-path", settings.webui.webui_root_path)
+    _check_url("--webui-api-url", settings.webui.webui_api_url)
     if "*" in server.cors_origin and len(server.cors_origin) > 1:
         raise UsageError("--cors-origin '*' allows every origin: name no other beside it")
 
@@ -117,6 +118,11 @@ def loader_options(pairs: tuple[str, ...]) -> dict[str, str]:
 def _check_prefix(origin: str, prefix: str) -> None:
     if prefix and (prefix[0] != "/" or prefix[-1] == "/"):
         raise UsageError(f"{origin} begins with '/' and does not end with it, as in '/llm'")
+
+
+def _check_url(origin: str, url: str) -> None:
+    if url and (not re.fullmatch(r"https?://[^\s/]\S*", url) or url.endswith(("/", "/v1"))):
+        raise UsageError(f"{origin} is an address without '/v1', as in 'https://llm.example.com'")
 
 
 def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,6 +278,8 @@ def test_empty_variable_counts_as_unset() -> None:
         ({"kv_cache_memory": "2GiB", "memory_limit": "2GiB"}, "leaves nothing"),
         ({"root_path": "llm"}, "begins with '/'"),
         ({"root_path": "/llm/"}, "begins with '/'"),
+        ({"webui_api_url": "llm.example.com"}, "without '/v1'"),
+        ({"webui_api_url": "https://llm.example.com/v1"}, "without '/v1'"),
         ({"cors_origin": ["*", "https://a"]}, "name no other beside it"),
         ({"served_model_name": ["a", "b", "a"]}, "'a' is given twice"),
         ({"loader_option": ["threads"]}, "not of the form KEY=VALUE"),

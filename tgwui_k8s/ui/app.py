@@ -22,6 +22,7 @@ from tgwui_k8s import __version__
 from tgwui_k8s.errors import InternalError, InvalidRequestError
 from tgwui_k8s.presets import load_preset, preset_names
 from tgwui_k8s.ui.blocks import create_blocks, translations
+from tgwui_k8s.ui.engine_state import EngineState
 from tgwui_k8s.ui.gate import Gate
 from tgwui_k8s.ui.keys import Keyring
 from tgwui_k8s.ui.login import login_routes
@@ -83,6 +84,7 @@ def create_page(settings: PageSettings) -> ASGIApp:
             *login_routes(keyring, settings.root_path),
             Route("/page/session", session),
             Route("/page/preset", preset),
+            Route("/page/engine", EngineState(client, pod).__call__),
             Route("/page/load", ModelLoad(client).__call__, methods=["POST"]),
             Route("/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
         )
@@ -97,7 +99,11 @@ def _draw(app: FastAPI, settings: PageSettings, names: list[str]) -> None:
     i18n = gr.I18n(**translations())
     told = {
         "root": settings.root_path,
-        "apiPort": settings.api_url.rpartition(":")[2],
+        "api": {
+            "url": settings.public_api_url,
+            "port": settings.api_url.rpartition(":")[2],
+            "root": settings.api_root_path,
+        },
         "words": {language: words(language) for language in LANGUAGES},
         "parameters": msgspec.to_builtins(parameters()),
     }

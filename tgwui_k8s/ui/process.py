@@ -19,14 +19,13 @@ import msgspec
 import uvicorn
 
 from tgwui_k8s.config import ObservabilitySettings
-from tgwui_k8s.observability.log import event, setup_logging
+from tgwui_k8s.observability.log import setup_logging
+from tgwui_k8s.ui.heartbeat import beat
 from tgwui_k8s.ui.page_settings import PageSettings
 
 _NICENESS = 10
 _KEEP_ALIVE_SECONDS = 75
 _FAREWELL_SECONDS = 1
-
-logger = logging.getLogger(__name__)
 
 
 def main(stdin: BinaryIO) -> int:
@@ -44,15 +43,28 @@ def main(stdin: BinaryIO) -> int:
     _when_it_ends(stdin, lambda: setattr(server, "should_exit", True))
     listener = socket.socket(fileno=settings.listener)
     listener.set_inheritable(False)
-    logger.info("the web page is at %s", settings.page_url, extra=event(page_url=settings.page_url))
     asyncio.run(server.serve(sockets=[listener]))
     return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, and a heartbeat from the moment it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, heartbeat: int) -> None:
+        super().__init__(config)
+        self._heartbeat = heartbeat
+        self._beating: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        await super().startup(sockets)
+        self._beating = asyncio.create_task(beat(self._heartbeat))
 
 
 def _make_server(settings: PageSettings) -> uvicorn.Server:
     from tgwui_k8s.ui.app import create_page
 
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             create_page(settings),
             http="httptools",
@@ -64,7 +76,8 @@ def _make_server(settings: PageSettings) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_FAREWELL_SECONDS,
-        )
+        ),
+        settings.heartbeat,
     )
 
 

@@ -25,7 +25,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keyring(*api_keys: str) -> Keyring:
-    return Keyring(PageSettings(api_url="", listener=0, page_url="", api_keys=api_keys))
+    return Keyring(PageSettings(api_url="", listener=0, heartbeat=0, api_keys=api_keys))
 
 
 def page(keys: Keyring, root_path: str = "") -> httpx.AsyncClient:

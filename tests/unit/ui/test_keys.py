@@ -22,7 +22,7 @@ class Clock:
 
 
 def keyring(clock: Clock | None = None, **settings: object) -> Keyring:
-    told = PageSettings(api_url="", listener=0, page_url="", **settings)  # type: ignore[arg-type]
+    told = PageSettings(api_url="", listener=0, heartbeat=0, **settings)  # type: ignore[arg-type]
     return Keyring(told, clock=clock or Clock())
 
 

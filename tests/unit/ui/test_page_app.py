@@ -32,7 +32,7 @@ def _page(presets: Path) -> httpx.AsyncClient:
     settings = PageSettings(
         api_url="http://127.0.0.1:9",
         listener=0,
-        page_url="",
+        heartbeat=0,
         root_path="/webui",
         preset_dir=str(presets),
     )
@@ -110,11 +110,13 @@ def test_settings_reach_the_process_whole() -> None:
     from tgwui_k8s.config import ServerSettings, Settings, WebuiSettings
 
     settings = Settings(
-        server=ServerSettings(api_key=("a",), admin_key_file="f", preset_dir="p"),
-        webui=WebuiSettings(webui_root_path="/x"),
+        server=ServerSettings(api_key=("a",), admin_key_file="f", preset_dir="p", root_path="/y"),
+        webui=WebuiSettings(webui_root_path="/x", webui_api_url="https://llm"),
     )
-    told = page_settings(settings, api_url="http://api", listener=3, page_url="http://page")
+    told = page_settings(settings, api_url="http://api", listener=3, heartbeat=4)
 
     assert msgspec.json.decode(msgspec.json.encode(told), type=PageSettings) == told
+    assert (told.listener, told.heartbeat) == (3, 4)
     assert (told.api_keys, told.admin_key_file) == (("a",), "f")
     assert (told.preset_dir, told.root_path) == ("p", "/x")
+    assert (told.public_api_url, told.api_root_path) == ("https://llm", "/y")

@@ -20,9 +20,16 @@ from tgwui_k8s.ui.supervisor import PageSupervisor
 WAITS = """
 import json, sys
 told = json.loads(sys.stdin.readline())
-print("started", told["page_url"], *told["api_keys"], flush=True)
+print("started", *told["api_keys"], flush=True)
 sys.stdin.read()
 open(sys.argv[1], "w").write("ended")
+"""
+HANGS = """
+import json, os, sys, time
+told = json.loads(sys.stdin.readline())
+open(sys.argv[1], "a").write("x")
+os.write(told["heartbeat"], b".")
+time.sleep(600)
 """
 DIES = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(7)"
 
@@ -115,6 +122,27 @@ async def test_a_page_that_dies_is_started_again(
     messages = [record for record in caplog.records if "starting it again" in record.message]
     delays = [record.args[0] for record in messages]  # type: ignore[index]
     assert delays[:2] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("script", [HANGS, "import time; time.sleep(600)"])
+async def test_a_page_that_hangs_is_started_again(
+    api: socket.socket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+) -> None:
+    """Its process is there but does not beat: any more, or at all."""
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "LONGEST_SILENCE_SECONDS", 0.05)
+    if script != HANGS:
+        monkeypatch.setattr(supervisor, "LONGEST_START_SECONDS", 0.05)
+    page = PageSupervisor(settings(), api, command(script, tmp_path / "starts"))
+    running = asyncio.create_task(page.run(loaded()))
+    await until(lambda: caplog.text.count("the web page hangs") >= 2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert "starting it again" in caplog.text
 
 
 async def test_cancelling_leaves_nothing_behind(api: socket.socket, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import * as notice from "./notice.js";
 import { load, save } from "./storage.js";
 import { say } from "./words.js";
 
-const { parameters, apiPort } = window.tgwuiPage;
+const { parameters, api, root } = window.tgwuiPage;
 const SAMPLE = "How do models get on EFS?";
 const OPENAI = new Set(["max_tokens", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"]);
 
@@ -120,14 +120,17 @@ function lines(text) {
   return text.split("\n").filter(Boolean);
 }
 
-function address() {
-  return `http://${location.hostname}:${apiPort}/v1`;
+/** Where programs reach the API: as the operator says, else as far as the page's own address tells. */
+export function address(api, root, { protocol, hostname, port, origin }) {
+  if (api.url) return `${api.url}/v1`;
+  const hasProxy = root || protocol === "https:" || !port;
+  return hasProxy ? `${origin}${api.root}/v1` : `http://${hostname}:${api.port}/v1`;
 }
 
 export function asCurl(fields) {
   const body = { messages: [{ role: "user", content: SAMPLE }], ...fields };
   const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
-  return `curl ${address()}/chat/completions \\
+  return `curl ${address(api, root, location)}/chat/completions \\
   -H 'Content-Type: application/json' \\
   -H "Authorization: Bearer $TGWUI_API_KEY" \\
   -d '${json}'`;
@@ -141,7 +144,7 @@ export function asPython({ model, ...fields }) {
 
 from openai import OpenAI
 
-client = OpenAI(base_url="${address()}", api_key=os.environ.get("TGWUI_API_KEY", "none"))
+client = OpenAI(base_url="${address(api, root, location)}", api_key=os.environ.get("TGWUI_API_KEY", "none"))
 answer = client.chat.completions.create(
     model=${model ? python(model) : "client.models.list().data[0].id"},
     messages=[{"role": "user", "content": ${python(SAMPLE)}}],
