@@ -16,12 +16,16 @@ from tgwui_k8s.errors import NotEnoughMemoryError
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one attention layer keeps of every token. `window` as in `contract.KVGroup`."""
+    """What one attention layer keeps of every token. `window` as in `contract.KVGroup`.
+
+    `queries_per_key` heads of the query share a key head, and are best computed together.
+    """
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None
+    queries_per_key: int = 1
 
     @property
     def num_elements(self) -> int:

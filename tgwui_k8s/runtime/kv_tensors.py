@@ -30,6 +30,7 @@ class KVTensors:
     ) -> None:
         self.dtype = dtype
         self.device = device
+        self.shapes = layers
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.group_of_layer: dict[int, int] = {}

@@ -42,14 +42,17 @@ class StepSize:
     def workspace_bytes(self) -> int:
         """Memory that the step takes for a moment: an upper estimate.
 
-        Per token: residual, its norm, queries, keys, values and attention output (8 × hidden) and
-        the feed-forward layer's parts (3 × intermediate); per row of logits several float32
-        copies.
+        Per row of logits it has several float32 copies.
         """
-        per_token = (8 * self.hidden_size + 3 * self.intermediate_size) * self.element_bytes
         num_rows = max(self.num_sequences, _MIN_LOGIT_ROWS)
         logits = num_rows * self.vocab_size * _FLOAT_BYTES * _LOGIT_COPIES
-        return _BASE_WORKSPACE + self.num_tokens * per_token + logits
+        return _BASE_WORKSPACE + self.num_tokens * self.bytes_per_token + logits
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of activations: residual, its norm, queries, keys, values and attention output
+        (8 × hidden), and the feed-forward layer's parts (3 × intermediate)."""
+        return (8 * self.hidden_size + 3 * self.intermediate_size) * self.element_bytes
 
 
 def check_weights_fit(num_bytes: int, free: AvailableMemory) -> None:

@@ -105,6 +105,7 @@ class LayerProbe:
             key_dim=key.shape[2],
             value_dim=value.shape[2],
             window=options.get("sliding_window"),
+            queries_per_key=query.shape[1] // key.shape[1],
         )
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 

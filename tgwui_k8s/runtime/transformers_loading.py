@@ -25,11 +25,13 @@ from tgwui_k8s.contract import (
     default_token_budget,
 )
 from tgwui_k8s.errors import BrokenModelError, StartupError, UnsupportedModelError
+from tgwui_k8s.runtime.cuda.decode_graphs import graph_sizes, graphs_bytes
 from tgwui_k8s.runtime.device_memory import GPU_MEMORY_FRACTION, free_memory, keep_within_limit
 from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
 from tgwui_k8s.runtime.limits import AvailableMemory, cpu_quota
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
+from tgwui_k8s.runtime.paged_backend import uses_kernels
 from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.quantized.linear import choose_product, expands_weights
 from tgwui_k8s.runtime.quantized.model import Quantization, linear_layers, quantized_layers
@@ -120,7 +122,10 @@ def load_runner(
     kv, layout = _make_kv_cache(model, plan, request)
     # On a CPU the host's own sampler is faster than torch's operators.
     sampler = None if plan.device.type == "cpu" else TorchSampler()
-    return TransformersRunner(model, kv, layout, _describe(model, plan, request), sampler)
+    info = _describe(model, plan, request)
+    return TransformersRunner(
+        model, kv, layout, info, sampler, graph_sizes=graph_sizes(request.max_num_seqs)
+    )
 
 
 def check_options(request: LoadRequest, loader: str, options: Collection[str]) -> None:
@@ -259,6 +264,8 @@ def _make_kv_cache(
         element_bytes=plan.dtype.itemsize,
     )
     reserved = step.workspace_bytes + _adapter_bytes(request, plan)
+    if uses_kernels(plan.device):
+        reserved += graphs_bytes(graph_sizes(request.max_num_seqs), step)
     free = _free_memory(request, plan.device, plan.ranks)
     budget = plan.ranks.least(kv_cache_budget(request, free, reserved), plan.device)
     layout = plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)

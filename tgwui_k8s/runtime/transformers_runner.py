@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime.adapters import AdapterLayers
 from tgwui_k8s.runtime.kv_layout import LayerShape
 from tgwui_k8s.runtime.kv_tensors import KVTensors
-from tgwui_k8s.runtime.model_step import ModelStep, PagedBackend
-from tgwui_k8s.runtime.paged_attention import PagedAttention
+from tgwui_k8s.runtime.model_step import ModelStep
+from tgwui_k8s.runtime.paged_backend import choose_backend
 from tgwui_k8s.runtime.transformers_attention import LayerProbe
 
 
@@ -57,7 +57,9 @@ class TransformersRunner:
         layout: KVLayout,
         info: ModelInfo,
         sampler: Sampler | None = None,
+        graph_sizes: Sequence[int] = (),
     ) -> None:
+        """`graph_sizes` are the numbers of decodes to record steps for, where that can be done."""
         self._forward = _Forward(model)
         self._adapters = AdapterLayers(
             model,
@@ -69,9 +71,8 @@ class TransformersRunner:
         self.info = info
         self.sampler = sampler
         self._device = kv.device
-        self._backend: PagedBackend = PagedAttention(
-            kv, [group.window for group in layout.groups], layout.block_size
-        )
+        self._backend, self._graphs = choose_backend(kv, layout, self._forward)
+        self._graph_sizes = graph_sizes
 
     @property
     def runs_ahead(self) -> bool:
@@ -85,20 +86,26 @@ class TransformersRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch, previous: torch.Tensor | None) -> torch.Tensor:
         """The same, without waiting for the device; see `async_contract.AsyncRunner`."""
+        if self._graphs and (logits := self._graphs.run(batch, previous)) is not None:
+            return logits
         self._adapters.begin_step(batch)
         step = self._backend.begin_step(batch)
         if previous is not None:
             step.fill_in(previous)
         return self._forward(step).float()
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """One short prefill and one decode, in blocks that nobody has yet."""
+        """One short prefill and one decode, in blocks that nobody has yet; then the recordings."""
         tables = tuple([0] for _ in self.layout.groups)
         prefill = ScheduledSequence(0, 0, [0, 0], tables, num_logits=1)
         decode = ScheduledSequence(0, 2, [0], tables, num_logits=1)
         for scheduled in (prefill, decode):
             if scheduled.start < min(self.layout.block_size, self.info.max_model_len):
                 self.execute(Batch([scheduled], num_tokens=len(scheduled.token_ids)))
+        if self._graphs and self._graph_sizes:
+            self._adapters.begin_step(Batch([], 0))
+            self._graphs.record(self._graph_sizes, self.info.max_model_len)
 
     def load_adapter(self, key: str, folder: Path) -> None:
         """See `engine.adapters.AdapterRunner`."""
@@ -110,7 +117,7 @@ class TransformersRunner:
 
     def close(self) -> None:
         """Drop model and cache."""
-        del self._forward, self._backend, self._adapters
+        del self._forward, self._backend, self._graphs, self._adapters
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
