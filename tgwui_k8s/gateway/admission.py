@@ -259,6 +259,7 @@ class Admission:
             served
             and call.model not in self._fleet.known_models
             and call.model not in self._expected_models
+            and not self._fleet.has_newcomer()
         ):
             raise NotFoundError(
                 f"The model '{call.model[:100]}' does not exist.",

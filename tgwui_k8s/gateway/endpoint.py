@@ -50,6 +50,8 @@ class EndpointState:
     is_ready: bool = False
     is_leaving: bool = False
     """Discovery has taken it away: what runs there may finish, nothing new begins."""
+    join_time: float = float("-inf")
+    """When discovery showed it, on the event loop's clock."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Names that requests may use, with their cards of `/v1/models`."""
     load: Load = Load()

@@ -19,6 +19,9 @@ from tgwui_k8s.observability.log import event
 Monitor = Callable[[EndpointState, Callable[[], None]], Coroutine[Any, Any, None]]
 """Keeps one state fresh until cancelled; the callable says that something has changed."""
 
+NEW_SECONDS = 10.0
+"""So long an endpoint may take to say which models it has, before they are taken for unknown."""
+
 _SEE_OUT_SECONDS = 0.2
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,8 @@ class Fleet:
         return source in self._sets
 
     def _add(self, endpoint: Endpoint) -> None:
-        state = EndpointState(endpoint, Breaker(), dialect=endpoint.dialect)
+        now = asyncio.get_running_loop().time()
+        state = EndpointState(endpoint, Breaker(), dialect=endpoint.dialect, join_time=now)
         self._states[endpoint.uid] = state
         logger.info("endpoint joins", extra=event(endpoint=state.name, uid=endpoint.uid))
         monitor = asyncio.get_running_loop().create_task(self._monitor(state, self.note_change))
@@ -100,6 +104,11 @@ class Fleet:
             if state.is_ready:
                 cards.update(state.models)
         return cards
+
+    def has_newcomer(self) -> bool:
+        """Whether an endpoint has just joined and not yet said what it serves."""
+        newest = asyncio.get_running_loop().time() - NEW_SECONDS
+        return any(not state.models and state.join_time > newest for state in self.states)
 
     # -- who waits ----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.gateway import events_of, running_gateway, until
 from tests.helpers.gateway_scene import BODY, GOOD, PATH, chunk, scene, stream_of
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
+from tgwui_k8s.gateway import fleet
 from tgwui_k8s.gateway.breaker import FAILURES_TO_OPEN, Breaker
 from tgwui_k8s.gateway.http_server import with_cors
 
@@ -181,6 +182,30 @@ async def test_requests_wait_while_an_engine_starts() -> None:
         endpoint.is_ready = True
         assert (await waiting).json()["said"] == "good"
         assert gateway.parts.num_waiting() == {}
+
+
+async def test_a_model_is_unknown_only_when_everybody_has_had_time_to_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gateway that has just started and heard from one of two engines lets calls for the other's
+    model wait; an engine that keeps silent does not make all names possible for ever."""
+    quick, slow = ScriptedEndpoint(model="a"), ScriptedEndpoint(model="b", is_frozen=True)
+    async with (
+        quick.serve(),
+        slow.serve(),
+        running_gateway(quick.url, slow.url, num_ready=1) as gateway,
+        httpx.AsyncClient(timeout=20) as http,
+    ):
+        monkeypatch.setattr(fleet, "NEW_SECONDS", 0.0)
+        refused = await http.post(gateway.url + PATH, json=completions(model="b"))
+        assert refused.json()["error"]["code"] == "model_not_found"
+
+        monkeypatch.setattr(fleet, "NEW_SECONDS", 1000.0)
+        slow.plans = deque([Plan(raw=GOOD)])
+        waiting = asyncio.ensure_future(http.post(gateway.url + PATH, json=completions(model="b")))
+        await until(lambda: gateway.parts.num_waiting() == {"b": 1})
+        slow.is_frozen = False
+        assert (await waiting).json()["said"] == "good"
 
 
 async def test_waiting_has_an_end() -> None:
