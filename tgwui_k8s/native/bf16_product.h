@@ -1,6 +1,4 @@
 // A matrix product with bf16 weights, for processors with BF16 instructions.
-//
-// Packed weights are [n/32][k/2][32][2]: 32 output rows side by side, input in pairs.
 
 #pragma once
 
@@ -9,16 +7,8 @@
 
 namespace native {
 
+constexpr bool kGroupsRows = false;
 constexpr int kPrefetch = 48 * kTileColumns;  // how far ahead of their use weights are fetched
-
-// The rows of a step as they meet bf16 weights: as they are.
-class RowGroups {
- public:
-  void resize(int /*rows*/, int /*k*/) {}
-  int num_parts() const { return 0; }
-  void prepare(const bf16* /*rows*/, int /*part*/) {}
-  const bf16* data(const bf16* rows) const { return rows; }
-};
 
 // `R` rows of x times `C` weight tiles; `finish(row, tile, low, high)` gets the sums of a tile's
 // columns 0-15 and 16-31.
@@ -49,17 +39,24 @@ inline void multiply_bf16_tiles(const bf16* weights, int64_t tile_size, const bf
 template <typename Finish>
 inline void multiply_bf16(const bf16* weights, int64_t tile_size, const bf16* x, int k, int rows,
                           int first, int last, Finish finish) {
-  by_blocks(rows, first, last, [&](auto num_rows, auto num_tiles, int row, int tile) {
+  int row = 0;
+  const auto rows_of = [&](auto num_rows, auto num_tiles) {
     constexpr int R = decltype(num_rows)::value, C = decltype(num_tiles)::value;
-    multiply_bf16_tiles<R, C>(
-        weights + tile * tile_size, tile_size, x + (int64_t)row * k, k,
-        [&](int r, int c, Floats low, Floats high) { finish(row + r, tile + c, low, high); });
-  });
-}
-
-// Where the pair of inputs `pair` of a column stands in its tile.
-inline int64_t pair_offset(int pair, int column, int /*k*/) {
-  return ((int64_t)pair * kTileColumns + column) * 2;
+    const auto block = [&](auto tiles, int tile) {
+      multiply_bf16_tiles<R, decltype(tiles)::value>(
+          weights + tile * tile_size, tile_size, x + (int64_t)row * k, k,
+          [&](int r, int c, Floats low, Floats high) { finish(row + r, tile + c, low, high); });
+    };
+    for (; row + R <= rows; row += R) {
+      int tile = first;
+      for (; tile + C <= last; tile += C) block(num_tiles, tile);
+      for (; tile < last; ++tile) block(Count<1>{}, tile);
+    }
+  };
+  rows_of(Count<8>{}, Count<1>{});
+  rows_of(Count<4>{}, Count<2>{});
+  rows_of(Count<2>{}, Count<4>{});
+  rows_of(Count<1>{}, Count<4>{});
 }
 
 }  // namespace native

@@ -13,7 +13,7 @@
 
 namespace native {
 
-// The rows of one step: filled by `row`, then prepared part by part, by whichever threads, then
+// The rows of one step: filled by `row`, then prepared group by group, by whichever threads, then
 // multiplied.
 class Inputs {
  public:
@@ -26,37 +26,47 @@ class Inputs {
     rows_ = rows;
     grow(values_, (int64_t)rows * k_);
     if (is_quantized_) {
-      grow(integers_, (int64_t)rows * num_groups(k_) * kGroup);
+      grow(integers_, (int64_t)rows * padded(k_));
       grow(scales_, rows);
-    } else {
-      groups_.resize(rows, k_);
+    } else if (is_grouped()) {
+      grow(grouped_, (int64_t)rows * k_);
     }
   }
 
   Activation* row(int index) { return values_.data() + (int64_t)index * k_; }
 
   // None if rows are multiplied as they are.
-  int num_parts() const { return is_quantized_ ? rows_ : groups_.num_parts(); }
-
-  void prepare(int part) {
-    if (is_quantized_)
-      scales_[part] = quantize_row(row(part), k_, integers_.data() + part * integers_size());
-    else
-      groups_.prepare(values_.data(), part);
+  int num_groups_to_prepare() const {
+    return is_quantized_ || is_grouped() ? num_row_groups(rows_) : 0;
   }
 
-  const Activation* for_bf16() const { return groups_.data(values_.data()); }
-  const int16_t* integers(int row) const { return integers_.data() + row * integers_size(); }
-  const float* scales(int row) const { return scales_.data() + row; }
+  void prepare(int group) {
+    const int first = group * kRowGroup, width = rows_of_group(rows_, first);
+    for (int r = 0; r < width; ++r) {
+      const Activation* from = row(first + r);
+      if (is_quantized_)
+        scales_[first + r] =
+            quantize_row(from, k_, width, &integers_[(int64_t)first * padded(k_) + 2 * r]);
+      else
+        for (int i = 0; i < k_; i += kLanes)
+          put_beside(&grouped_[(int64_t)first * k_ + 2 * r + (int64_t)i * width], width, from + i);
+    }
+  }
+
+  // [rows][k], or as the product with bf16 weights wants them.
+  const Activation* for_bf16() const { return is_grouped() ? grouped_.data() : values_.data(); }
+  const int16_t* integers() const { return integers_.data(); }
+  const float* scales() const { return scales_.data(); }
 
  private:
-  int64_t integers_size() const { return (int64_t)num_groups(k_) * kGroup; }
+  bool is_grouped() const { return kGroupsRows && rows_ > 1; }  // one row is a group as it is
+
   int k_ = 0, rows_ = 0;
   bool is_quantized_ = false;
-  std::vector<Activation> values_;  // [rows][k]
-  RowGroups groups_;                // they meet bf16 weights
-  std::vector<int16_t> integers_;   // [rows][num_groups][kGroup]: they meet int8 weights
-  std::vector<float> scales_;       // [rows]
+  std::vector<Activation> values_;   // [rows][k]
+  std::vector<Activation> grouped_;  // [row groups][k/2][rows of the group][2]
+  std::vector<int16_t> integers_;    // [row groups][padded k/2][rows of the group][2]
+  std::vector<float> scales_;        // [rows]
 };
 
 }  // namespace native

@@ -25,6 +25,7 @@ constexpr int kGroupBytes = kGroup / 2 * kLine + kTileColumns * (int)sizeof(floa
 constexpr int kInt8Prefetch = 3 << 10;  // bytes
 
 inline int num_groups(int k) { return (k + kGroup - 1) / kGroup; }
+inline int padded(int k) { return num_groups(k) * kGroup; }
 
 // The largest |x| of `count` numbers, a multiple of 16. Infinite or NaN if any is.
 template <typename Number>
@@ -34,70 +35,67 @@ inline float largest(const Number* x, int count) {
   return largest_magnitude(most);
 }
 
-// Rounds a row of activations [k] to int16 [groups][kGroup] and returns their scale. If the row
-// holds an infinity or NaN, so is the scale, and all sums become NaN.
-inline float quantize_row(const Activation* x, int k, int16_t* to) {
+// Rounds a row of activations [k] to int16, one of `width` rows side by side [groups][kGroup/2]
+// [width][2], and returns their scale. If the row holds an infinity or NaN, so is the scale, and all
+// sums become NaN.
+inline float quantize_row(const Activation* x, int k, int width, int16_t* to) {
   const float most = largest(x, k);
   const Floats inverse = all(most > 0 ? 32767 / most : 0);
-  for (int i = 0; i < k; i += kLanes) store_rounded(to + i, load(x + i) * inverse);
-  std::memset(to + k, 0, (num_groups(k) * kGroup - k) * sizeof(int16_t));
+  for (int i = 0; i < padded(k); i += kLanes) {
+    alignas(64) int16_t rounded[kLanes] = {};
+    if (i < k) store_rounded(rounded, load(x + i) * inverse);
+    put_beside(to + (int64_t)i * width, width, rounded);
+  }
   return most / 32767;
 }
 
-// `R` rows of x [R][groups][kGroup] times `C` weight tiles; `finish(row, tile, low, high)` gets the
-// sums of a tile's columns 0-15 and 16-31.
-template <int R, int C, typename Finish>
-inline void multiply_int8_tiles(const int8_t* weights, int64_t tile_bytes, const int16_t* x,
-                                const float* x_scales, int groups, Finish finish) {
-  const int64_t stride = (int64_t)groups * kGroup;
-  Floats low[R][C], high[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) low[r][c] = high[r][c] = zeros();
-  for (int group = 0; group < groups; ++group, weights += kGroupBytes, x += kGroup) {
-    Ints sum_low[R][C], sum_high[R][C];
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) sum_low[r][c] = sum_high[r][c] = no_ints();
-    for (int pair = 0; pair < kGroup / 2; ++pair) {
-      Shorts w_low[C], w_high[C];
+// A group of `R` rows, x [groups][kGroup/2][R][2], times `T` weight tiles; to [2 T][R] are the sums
+// of each half tile, not scaled by the rows' scales yet.
+template <int R, int T>
+__attribute__((noinline)) void multiply_int8_tiles(const int8_t* weights, int64_t tile_bytes,
+                                                   const int16_t* x, int groups, Floats (*to)[R]) {
+  constexpr int C = 2 * T;
+  for (int c = 0; c < C; ++c)
+    for (int r = 0; r < R; ++r) to[c][r] = zeros();
+  for (int group = 0; group < groups; ++group, weights += kGroupBytes) {
+    Ints sums[C][R];
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r) sums[c][r] = no_ints();
+    for (int pair = 0; pair < kGroup / 2; ++pair, x += 2 * R) {
+      Shorts w[C];
       for (int c = 0; c < C; ++c) {
-        const int8_t* at = weights + c * tile_bytes + pair * kLine;
-        w_low[c] = load_bytes(at);
-        w_high[c] = load_bytes(at + kLine / 2);
-        prefetch(at + kInt8Prefetch);
+        const int8_t* at = weights + c / 2 * tile_bytes + pair * kLine + c % 2 * kLine / 2;
+        w[c] = load_bytes(at);
+        if (c % 2 == 0) prefetch(at + kInt8Prefetch);
       }
       for (int r = 0; r < R; ++r) {
-        const Shorts values = all_pairs(x + r * stride + 2 * pair);
-        for (int c = 0; c < C; ++c) {
-          sum_low[r][c] = add_products(sum_low[r][c], w_low[c], values);
-          sum_high[r][c] = add_products(sum_high[r][c], w_high[c], values);
-        }
+        const Shorts factors = all_pairs(x + 2 * r);
+        for (int c = 0; c < C; ++c) sums[c][r] = add_products(sums[c][r], w[c], factors);
       }
     }
     for (int c = 0; c < C; ++c) {
-      const float* scales = (const float*)(weights + c * tile_bytes + kGroup / 2 * kLine);
-      const Floats scale_low = load(scales), scale_high = load(scales + kLanes);
-      for (int r = 0; r < R; ++r) {
-        low[r][c] = add_product(low[r][c], to_floats(sum_low[r][c]), scale_low);
-        high[r][c] = add_product(high[r][c], to_floats(sum_high[r][c]), scale_high);
-      }
+      const char* scales = (const char*)weights + c / 2 * tile_bytes + kGroup / 2 * kLine;
+      const Floats scale = load((const float*)scales + c % 2 * kLanes);
+      for (int r = 0; r < R; ++r) to[c][r] = add_product(to[c][r], to_floats(sums[c][r]), scale);
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    const Floats scale = all(x_scales[r]);
-    for (int c = 0; c < C; ++c) finish(r, c, low[r][c] * scale, high[r][c] * scale);
   }
 }
 
-// x [rows][groups][kGroup] times the tiles first .. last - 1.
+// x [row groups][padded k/2][rows of the group][2] times the tiles first .. last - 1.
 template <typename Finish>
 inline void multiply_int8(const int8_t* weights, int64_t tile_bytes, const int16_t* x,
-                          const float* x_scales, int groups, int rows, int first, int last,
+                          const float* x_scales, int k, int rows, int first, int last,
                           Finish finish) {
-  by_blocks(rows, first, last, [&](auto num_rows, auto num_tiles, int row, int tile) {
-    constexpr int R = decltype(num_rows)::value, C = decltype(num_tiles)::value;
-    multiply_int8_tiles<R, C>(
-        weights + tile * tile_bytes, tile_bytes, x + (int64_t)row * groups * kGroup, x_scales + row,
-        groups, [&](int r, int c, Floats low, Floats high) { finish(row + r, tile + c, low, high); });
+  by_groups(rows, first, last, [&](auto num_rows, auto num_tiles, int row, int tile) {
+    constexpr int R = decltype(num_rows)::value, T = decltype(num_tiles)::value;
+    Floats sums[2 * T][R];
+    multiply_int8_tiles<R, T>(weights + tile * tile_bytes, tile_bytes,
+                              x + (int64_t)row * padded(k), num_groups(k), sums);
+    for (int r = 0; r < R; ++r) {
+      const Floats scale = all(x_scales[row + r]);
+      for (int t = 0; t < T; ++t)
+        finish(row + r, tile + t, sums[2 * t][r] * scale, sums[2 * t + 1][r] * scale);
+    }
   });
 }
 

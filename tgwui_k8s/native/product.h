@@ -1,4 +1,7 @@
 // Linear layers: weights packed for the registers, in bf16 or int8, and their products.
+//
+// Packed bf16 weights are [n/32][k/2][32][2]: 32 output rows side by side, inputs in pairs. For
+// int8 see int8_product.h.
 
 #pragma once
 
@@ -30,11 +33,16 @@ struct Linear {
 template <typename Finish>
 void multiply(const Linear& linear, const Inputs& x, int rows, int first, int last, Finish finish) {
   if (linear.is_int8)
-    multiply_int8((const int8_t*)linear.weights, linear.tile_bytes(), x.integers(0), x.scales(0),
-                  num_groups(linear.k), rows, first, last, finish);
+    multiply_int8((const int8_t*)linear.weights, linear.tile_bytes(), x.integers(), x.scales(),
+                  linear.k, rows, first, last, finish);
   else
     multiply_bf16((const bf16*)linear.weights, linear.tile_bytes() / (int64_t)sizeof(bf16),
                   x.for_bf16(), linear.k, rows, first, last, finish);
+}
+
+// Where two inputs of a column stand in its tile.
+inline int64_t pair_offset(int pair, int column) {
+  return ((int64_t)pair * kTileColumns + column) * 2;
 }
 
 // Packs the rows that `source(column)` gives (bf16 [k] each, null for none) as one tile.
@@ -44,14 +52,14 @@ void pack_bf16_tile(bf16* tile, int k, Source source) {
     const bf16* row = source(column);
     if (row == nullptr) continue;  // fresh memory is zero
     for (int pair = 0; pair < k / 2; ++pair)
-      std::memcpy(tile + pair_offset(pair, column, k), row + 2 * pair, 2 * sizeof(bf16));
+      std::memcpy(tile + pair_offset(pair, column), row + 2 * pair, 2 * sizeof(bf16));
   }
 }
 
 // Row `column` of a tile, as float32 [k].
 inline void unpack_bf16_row(const bf16* tile, int column, int k, float* to) {
   for (int pair = 0; pair < k / 2; ++pair) {
-    const bf16* at = tile + pair_offset(pair, column, k);
+    const bf16* at = tile + pair_offset(pair, column);
     to[2 * pair] = bf16_to_float(at[0]);
     to[2 * pair + 1] = bf16_to_float(at[1]);
   }

@@ -26,12 +26,6 @@ inline void store_some(float* to, Floats x, int count) {
   _mm512_mask_storeu_ps(to, first_lanes(count), x);
 }
 
-// Lane i goes to to[i * stride].
-inline void store_apart(float* to, int stride, Floats x) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  _mm512_i32scatter_ps(to, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride)), x, 4);
-}
-
 // The products are rounded once, together with the sum.
 inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
 inline Floats subtract_product(Floats from, Floats a, Floats b) { return _mm512_fnmadd_ps(a, b, from); }
@@ -101,7 +95,8 @@ inline Shorts all_pairs(const int16_t* pair) { return _mm512_set1_epi32(bits_of(
 // Both products of every pair are added to the pair's sum, exactly.
 inline Ints add_products(Ints sums, Shorts a, Shorts b) {
 #ifdef __AVX512VNNI__
-  return _mm512_dpwssd_epi32(sums, a, b);
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));  // GCC 12 copies sums at every intrinsic
+  return sums;
 #else
   return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
 #endif

@@ -155,8 +155,9 @@ class Step {
 
   // Makes complete rows ready for a product.
   void prepare(Inputs& inputs, int stage) {
-    if (inputs.num_parts() == 0) return;
-    share_each(stage, inputs.num_parts(), [&](int part) { inputs.prepare(part); });
+    const int num_groups = inputs.num_groups_to_prepare();
+    if (num_groups == 0) return;
+    share_each(stage, num_groups, [&](int group) { inputs.prepare(group); });
     m.team->meet();
   }
 

@@ -2,16 +2,30 @@
 
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "simd.h"
 
 namespace native {
 
-constexpr int kTileColumns = 2 * kLanes;  // output rows of one packed weight tile
+constexpr int kTileColumns = 2 * kLanes;         // output rows of one packed weight tile
+constexpr int kNumSums = kNumRegisters * 3 / 4;  // the other registers hold weights and a factor
+constexpr int kRowGroup = kNumSums / 2;          // rows that one sweep over a tile serves
 
 template <int N>
 using Count = std::integral_constant<int, N>;
+
+inline int num_row_groups(int rows) { return (rows + kRowGroup - 1) / kRowGroup; }
+inline int rows_of_group(int rows, int first) { return std::min(kRowGroup, rows - first); }
+
+// 16 inputs of one row, so that rows of a group stand side by side: [k/2][width][2].
+template <typename Number>
+inline void put_beside(Number* to, int width, const Number* from) {
+  for (int i = 0; i < kLanes; i += 2)
+    std::memcpy(to + (int64_t)i * width, from + i, 2 * sizeof(Number));
+}
 
 // Calls `work(Count<count>{})` for a count of 1 .. Most.
 template <int Most, typename Work>
@@ -21,27 +35,16 @@ inline void with_count(int count, Work work) {
   work(Count<Most>{});
 }
 
-// Calls `work(Count<rows>{}, Count<tiles>{}, row, tile)` until all rows have met all tiles.
+// Calls `work(Count<rows>{}, Count<tiles>{}, row, tile)` until all groups of rows have met all tiles.
 template <typename Work>
-inline void by_blocks(int rows, int first, int last, Work work) {
-  int row = 0;
-  const auto rows_of = [&](auto num_rows, auto num_tiles) {
-    constexpr int R = decltype(num_rows)::value, C = decltype(num_tiles)::value;
-    for (; row + R <= rows; row += R) {
+inline void by_groups(int rows, int first, int last, Work work) {
+  for (int row = 0; row < rows; row += kRowGroup)
+    with_count<kRowGroup>(rows - row, [&](auto num_rows) {
+      constexpr int kTiles = 6 * decltype(num_rows)::value <= kNumSums ? 2 : 1;
       int tile = first;
-      for (; tile + C <= last; tile += C) work(num_rows, num_tiles, row, tile);
+      for (; tile + kTiles <= last; tile += kTiles) work(num_rows, Count<kTiles>{}, row, tile);
       for (; tile < last; ++tile) work(num_rows, Count<1>{}, row, tile);
-    }
-  };
-  if constexpr (kNumRegisters >= 32) {
-    rows_of(Count<8>{}, Count<1>{});
-    rows_of(Count<4>{}, Count<2>{});
-    rows_of(Count<2>{}, Count<4>{});
-    rows_of(Count<1>{}, Count<4>{});
-  } else {
-    rows_of(Count<2>{}, Count<1>{});
-    rows_of(Count<1>{}, Count<1>{});
-  }
+    });
 }
 
 }  // namespace native
