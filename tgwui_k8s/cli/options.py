@@ -31,6 +31,13 @@ _PANELS = {
     "observability": "Logs and metrics",
 }
 
+_ONE_AFTER_THE_OTHER = (
+    "layers are not spread over cards one after the other; use --tensor-parallel-size, or "
+    "--loader vLLM with --loader-option pipeline_parallel_size=N"
+)
+_NOT_HERE = {"auto-devices": _ONE_AFTER_THE_OTHER, "device-map": _ONE_AFTER_THE_OTHER}
+"""Flags of text-generation-webui and Transformers that are refused, and what to do instead."""
+
 Command = Callable[..., Any]
 
 
@@ -152,7 +159,19 @@ def _upstream_flags(command: Command) -> Command:
         panel=_PANELS["server"],
     )
     api = click.option("--api", is_flag=True, hidden=True, help="Always on here.")
+    for name, advice in _NOT_HERE.items():
+        command = _refused(name, advice)(command)
     return listen(api(command))
+
+
+def _refused(name: str, advice: str) -> Callable[[Command], Command]:
+    def refuse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise UsageError(f"--{name}: {advice}")
+
+    return click.option(
+        f"--{name}", is_flag=False, flag_value="", hidden=True, expose_value=False, callback=refuse
+    )
 
 
 def _apply_upstream_flags(flags: dict[str, Any], options: dict[str, Any]) -> None:

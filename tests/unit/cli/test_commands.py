@@ -98,6 +98,16 @@ def test_upstream_spellings_are_accepted(run: Run, served: list[Settings]) -> No
     assert (settings.model.max_model_len, settings.model.model_dir) == (9, "x")
 
 
+@pytest.mark.parametrize("flags", [("--auto-devices",), ("--device-map", "auto")])
+def test_layers_spread_over_cards_are_refused(run: Run, flags: tuple[str, ...]) -> None:
+    """With the flag that does what was wanted."""
+    result = run("serve", *flags)
+
+    assert result.exit_code == 2
+    assert flags[0] in result.output
+    assert "--tensor-parallel-size" in result.output
+
+
 def test_listen_contradicts_another_host(run: Run, served: list[Settings]) -> None:
     """Two addresses cannot both be meant; the same one twice can."""
     assert run("serve", "--listen", "--host", "127.0.0.1").exit_code == 2
