@@ -66,7 +66,7 @@ class Trouble:
         running: set[asyncio.Task[None]] = set()
         while not await _is_over_within(over, self._random.uniform(0.5, 1.5) * self._pause):
             deeds = {**in_place, **(by_cluster if self._scene.cluster.is_there else {})}
-            name = self._random.choice(list(deeds))
+            name = min(deeds, key=lambda name: (self.done[name], self._random.random()))
             wanted: set[Model] = {self._random.choice(["fake", "demo"])}
             if name == "address taken by the other model":
                 wanted = {"fake", "demo"}

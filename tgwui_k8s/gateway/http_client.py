@@ -142,6 +142,8 @@ class HttpClient:
             connecting.result()
         except OSError as error:
             raise ConnectFailedError(f"cannot connect to {origin}: {error}") from None
+        if not connection.is_usable:  # Before this task had its turn.
+            raise ConnectFailedError(f"{origin} has closed the connection at once")
         self._origin_of[connection] = origin
         return connection
 

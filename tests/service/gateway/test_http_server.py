@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
 from tests.helpers.gateway import until
 from tests.helpers.gateway_scene import scene
 from tgwui_k8s.gateway import http_server
-from tgwui_k8s.gateway.failures import PhaseTimeoutError
+from tgwui_k8s.gateway.failures import ConnectFailedError, PhaseTimeoutError
 from tgwui_k8s.gateway.http_client import HttpClient, Origin
 
 
@@ -78,6 +79,27 @@ async def test_a_machine_that_does_not_answer_costs_the_time_to_connect() -> Non
             await client.start(origin, b"", connect_seconds=0.2)
         assert caught.value.reason == "timeout_connect"
         assert client.num_connections == 0
+
+
+async def test_a_connection_that_is_lost_at_once_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made and reset before its task has had a turn, as by an engine that is killed: tried again
+    elsewhere, and not waited for."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def connect_and_lose(*args: Any, **options: Any) -> Any:
+        transport, protocol = await connect(*args, **options)
+        transport.abort()
+        await asyncio.sleep(0.01)
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_connection", connect_and_lose)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    client, port = HttpClient(), server.sockets[0].getsockname()[1]
+    with pytest.raises(ConnectFailedError):
+        await client.start(Origin("127.0.0.1", port), b"GET / HTTP/1.1\r\n\r\n", connect_seconds=9)
+    assert client.num_connections == 0
+    server.close()
 
 
 async def test_a_connection_made_for_nobody_is_closed() -> None:
