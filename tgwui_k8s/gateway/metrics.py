@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Protocol
 
 from prometheus_client import (
@@ -172,27 +173,30 @@ class GatewayMetrics:
             for spec in own
             if spec.kind == "histogram"
         }
+        # Kept, because a series costs more to look up than to count. There are as many as labels.
+        self._counter = cache(lambda name, *labels: self._counters[name].labels(*labels))
+        self._histogram = cache(lambda name, *labels: self._histograms[name].labels(*labels))
         self.registry.register(_ObservedCollector(self))
         self._gauges["build_info"].labels(__version__, platform.python_version()).set(1)
         self.in_flight = self._gauges["requests_in_flight"]
 
     def count_http_request(self, route: str, status: int) -> None:
         """One answer; `route` is one of ours, never a client's text."""
-        self._counters["http_requests_total"].labels(route, str(status)).inc()
+        self._counter("http_requests_total", route, str(status)).inc()
 
     def observe_call(
         self, model: str, status: int, seconds: float, first_byte_seconds: float | None
     ) -> None:
         """A call is over; `model` is a served name or `OTHER_MODEL`."""
-        self._counters["requests_total"].labels(model, str(status)).inc()
-        self._histograms["request_seconds"].labels(model).observe(seconds)
+        self._counter("requests_total", model, str(status)).inc()
+        self._histogram("request_seconds", model).observe(seconds)
         if first_byte_seconds is not None:
-            self._histograms["time_to_first_byte_seconds"].labels(model).observe(first_byte_seconds)
+            self._histogram("time_to_first_byte_seconds", model).observe(first_byte_seconds)
 
     def count_tokens(self, model: str, num_prompt: int | None, num_completion: int | None) -> None:
         """What a call has used; None where nobody has said."""
-        self._counters["prompt_tokens_total"].labels(model).inc(num_prompt or 0)
-        self._counters["generation_tokens_total"].labels(model).inc(num_completion or 0)
+        self._counter("prompt_tokens_total", model).inc(num_prompt or 0)
+        self._counter("generation_tokens_total", model).inc(num_completion or 0)
 
     def observe_overhead(self, seconds: float) -> None:
         """Time to the first byte less what endpoints and queues took of it."""
@@ -200,23 +204,23 @@ class GatewayMetrics:
 
     def count_retry(self, reason: str) -> None:
         """An attempt after the first begins."""
-        self._counters["retries_total"].labels(reason).inc()
+        self._counter("retries_total", reason).inc()
 
     def count_continuation(self, model: str, reason: str) -> None:
         """A stream goes on elsewhere."""
-        self._counters["continuations_total"].labels(model, reason).inc()
+        self._counter("continuations_total", model, reason).inc()
 
     def count_interruption(self, model: str) -> None:
         """A stream broke off for good."""
-        self._counters["interrupted_streams_total"].labels(model).inc()
+        self._counter("interrupted_streams_total", model).inc()
 
     def count_rate_limited(self, key_name: str, limit: str) -> None:
         """A request was refused; `key_name` is the operator's."""
-        self._counters["rate_limited_total"].labels(key_name, limit).inc()
+        self._counter("rate_limited_total", key_name, limit).inc()
 
     def count_failure(self, reason: str) -> None:
         """An attempt has failed."""
-        self._counters["attempt_failures_total"].labels(reason).inc()
+        self._counter("attempt_failures_total", reason).inc()
 
     async def watch_event_loop(self, interval_seconds: float = 0.25) -> None:
         """Measure the running event loop's lag until cancelled."""
