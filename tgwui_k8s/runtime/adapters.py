@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from tgwui_k8s.contract import Batch
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
 from tgwui_k8s.runtime.checkpoint_reader import open_checkpoint
+from tgwui_k8s.runtime.transfers import to_device
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 
 _PROBE_TOKENS = 5
@@ -119,8 +120,7 @@ class AdapterLayers:
                 rows.setdefault(scheduled.adapter, []).extend(range(first, end))
             first = end
         self._step.rows = [
-            (key, torch.tensor(numbers, dtype=torch.int64, device=self._device))
-            for key, numbers in rows.items()
+            (key, to_device(numbers, torch.int64, self._device)) for key, numbers in rows.items()
         ]
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
