@@ -82,6 +82,8 @@ class _Plan:
     num_batched_tokens: int
     num_threads: int
     ranks: Ranks
+    graph_sizes: tuple[int, ...]
+    """Steps to record; none where several ranks add up what they computed."""
 
 
 def load_runner(
@@ -123,9 +125,7 @@ def load_runner(
     # On a CPU the host's own sampler is faster than torch's operators.
     sampler = None if plan.device.type == "cpu" else TorchSampler()
     info = _describe(model, plan, request)
-    return TransformersRunner(
-        model, kv, layout, info, sampler, graph_sizes=graph_sizes(request.max_num_seqs)
-    )
+    return TransformersRunner(model, kv, layout, info, sampler, graph_sizes=plan.graph_sizes)
 
 
 def check_options(request: LoadRequest, loader: str, options: Collection[str]) -> None:
@@ -149,6 +149,7 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None, ran
     dtype = choose_dtype(config, request, device)
     num_bytes = _bytes_in(dtype, weights, scheme, device) // ranks.size
     check_weights_fit(num_bytes, _free_memory(request, device, ranks))
+    records = uses_kernels(device) and ranks.size == 1
     return _Plan(
         loader=loader,
         config=config,
@@ -161,6 +162,7 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None, ran
         num_batched_tokens=request.max_num_batched_tokens or default_token_budget(device.type),
         num_threads=max(1, (request.num_threads or cpu_quota()) // ranks.size),
         ranks=ranks,
+        graph_sizes=graph_sizes(request.max_num_seqs) if records else (),
     )
 
 
@@ -264,8 +266,8 @@ def _make_kv_cache(
         element_bytes=plan.dtype.itemsize,
     )
     reserved = step.workspace_bytes + _adapter_bytes(request, plan)
-    if uses_kernels(plan.device):
-        reserved += graphs_bytes(graph_sizes(request.max_num_seqs), step)
+    if plan.graph_sizes:
+        reserved += graphs_bytes(plan.graph_sizes, step)
     free = _free_memory(request, plan.device, plan.ranks)
     budget = plan.ranks.least(kv_cache_budget(request, free, reserved), plan.device)
     layout = plan_kv_cache(groups, demand, budget, is_capped=request.kv_cache_bytes is None)
