@@ -104,7 +104,7 @@ run-py310: $(installed_py310)
 llama-cpp: $(installed_llama_cpp) ## build llama.cpp for the tests of its loader (cmake, g++; minutes)
 
 test-vllm: $(installed_vllm) ## try the vLLM loader on the real engine (an environment of gigabytes)
-	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/numeric/test_vllm_loader.py $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/numeric/test_vllm_loader.py tests/numeric/test_vllm_ranks.py $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/service/test_every_loader.py -k vllm --timeout 900 $(PYTEST_ARGS)
 
 format: $(installed_dev) ## write the code in its canonical form

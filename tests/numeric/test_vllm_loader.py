@@ -4,70 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
+from tests.helpers.vllm_engine import (
+    NUM_TOKENS,
+    RECIPE,
+    Engine,
+    greedy_tokens,
+    make_adapter,
+    reason,
+    request_for,
+    tokens,
+)
 from tgwui_k8s import demo
-from tgwui_k8s.contract import Backend, GenerationRequest, LoadRequest, TokenDelta
+from tgwui_k8s.contract import TokenDelta
 from tgwui_k8s.errors import StartupError
 from tgwui_k8s.registry import get_loader
-from tgwui_k8s.sampling import SamplingParams
 
 pytest.importorskip("vllm", reason="needs vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-NUM_TOKENS = 16
 
-
-class Engine:
-    """A backend, its event loop, and how to ask it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.backend: Backend = get_loader("vLLM").load(request_for(), lambda progress: None)
-        self.tokenizer = Tokenizer.from_file(str(demo.model_path() / "tokenizer.json"))
-        self._count = 0
-
-    def request(self, text: str, *, num_choices: int = 1, **fields: Any) -> GenerationRequest:
-        self._count += 1
-        timeout = fields.pop("timeout_seconds", None)
-        params = {"max_tokens": NUM_TOKENS, "temperature": 0.0, **fields}
-        return GenerationRequest(
-            request_id=f"r{self._count}",
-            prompt_token_ids=tuple(self.tokenizer.encode(text).ids),
-            params=SamplingParams(**params),
-            num_choices=num_choices,
-            timeout_seconds=timeout,
-        )
-
-    async def follow(self, request: GenerationRequest) -> list[TokenDelta]:
-        return [delta async for deltas in self.backend.generate(request) for delta in deltas]
-
-    def ask(self, text: str, **fields: Any) -> list[TokenDelta]:
-        return self.loop.run_until_complete(self.follow(self.request(text, **fields)))
-
-
-def request_for(**fields: Any) -> LoadRequest:
-    defaults: dict[str, Any] = {
-        "dtype": "float32",
-        "max_model_len": 256,
-        "max_num_seqs": 4,
-        "kv_cache_bytes": 64 << 20,
-        "options": {"enforce_eager": "true"},
-    }
-    return LoadRequest(model_path=str(demo.model_path()), loader="vLLM", **{**defaults, **fields})
+@pytest.fixture(scope="module", name="adapter")
+def _adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module", name="engine")
-def _engine() -> Iterator[Engine]:
-    engine = Engine()
+def _engine(adapter: Path) -> Iterator[Engine]:
+    engine = Engine(request_for(adapters={"loud": str(adapter)}))
     yield engine
-    engine.loop.run_until_complete(engine.backend.close())
-    engine.loop.close()
+    engine.close()
 
 
 @pytest.fixture(scope="module", name="expected")
@@ -91,17 +62,6 @@ def _expected(engine: Engine) -> tuple[list[int], np.ndarray]:
     return answer[len(prompt) :].tolist(), chosen.numpy()
 
 
-RECIPE = "This is a cake recipe:\n\n1."
-
-
-def tokens(deltas: list[TokenDelta], index: int = 0) -> list[int]:
-    return [token for delta in deltas if delta.index == index for token in delta.token_ids]
-
-
-def reason(deltas: list[TokenDelta], index: int = 0) -> str | None:
-    return [delta for delta in deltas if delta.index == index][-1].finish_reason
-
-
 def test_greedy_text_and_logprobs_are_those_of_transformers(
     engine: Engine, expected: tuple[list[int], np.ndarray]
 ) -> None:
@@ -115,6 +75,22 @@ def test_greedy_text_and_logprobs_are_those_of_transformers(
     assert tokens(deltas) == expected[0]
     assert reason(deltas) == "length"
     np.testing.assert_allclose(found, expected[1], atol=2e-3)
+
+
+def test_adapter_is_the_requests_own(
+    engine: Engine, adapter: Path, expected: tuple[list[int], np.ndarray]
+) -> None:
+    """Requests with and without an adapter run side by side; each says what it says alone."""
+
+    async def both() -> list[list[TokenDelta]]:
+        requests = [engine.request(RECIPE, adapter=name) for name in ("loud", "")]
+        return list(await asyncio.gather(*map(engine.follow, requests)))
+
+    loud, plain = map(tokens, engine.loop.run_until_complete(both()))
+
+    assert plain == expected[0]
+    assert loud == greedy_tokens(engine.tokenizer.encode(RECIPE).ids, adapter)
+    assert loud != plain
 
 
 def test_choices_are_apart_and_seeds_repeat(engine: Engine) -> None:
