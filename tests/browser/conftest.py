@@ -12,12 +12,15 @@ import pytest
 if "TEST_BROWSER" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 else:
-    from playwright.sync_api import Browser, Page, sync_playwright
+    from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+PATIENCE_MS = 120_000
+"""Nothing here measures time, and the machine may be busy with other tests."""
+
 DESKTOP = {"width": 1200, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
@@ -48,6 +51,7 @@ class Watch:
 
 @pytest.fixture(name="browser", scope="session")
 def _browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ["TEST_BROWSER"], args=list(FLAGS)
@@ -56,25 +60,52 @@ def _browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(name="profile", scope="session")
+def _profile(browser: Browser) -> BrowserContext:
+    """A profile that tests use in turns: what has been loaded once comes from its cache."""
+    return _new_profile(browser)
+
+
 @pytest.fixture(name="open_page")
-def _open_page(browser: Browser) -> Iterator[Open]:
-    """Opens a page in a fresh profile and waits until it can be used; at the end all is well."""
+def _open_page(browser: Browser, profile: BrowserContext) -> Iterator[Open]:
+    """Opens a page in a profile that has kept nothing, and waits until it can be used.
+
+    A second page of a test, and one with options, gets a profile of its own. At the end all of
+    them must have been well.
+    """
     watches: list[Watch] = []
-    contexts = []
+    others: list[BrowserContext] = []
 
     def open_page(url: str, *, wait: bool = True, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        context.set_default_timeout(20_000)
-        contexts.append(context)
+        if options or watches:
+            others.append(_new_profile(browser, **options))
+        context = others[-1] if others else profile
         page = watched(context.new_page())
         watches.append(page.watch)  # type: ignore[attr-defined]
+        _forget(page, url)
         goto(page, url, wait=wait)
         return page
 
     yield open_page
-    for context in contexts:
+    for page in profile.pages:
+        page.close()
+    for context in others:
         context.close()
     assert [problem for watch in watches for problem in watch.problems] == []
+
+
+def _new_profile(browser: Browser, **options: Any) -> BrowserContext:
+    context = browser.new_context(**{"viewport": DESKTOP, **options})
+    context.set_default_timeout(PATIENCE_MS)
+    return context
+
+
+def _forget(page: Page, url: str) -> None:
+    """Empty the profile of what the page at `url` has kept, but for the cache."""
+    parts = urlsplit(url)
+    where = {"origin": f"{parts.scheme}://{parts.netloc}", "storageTypes": "local_storage"}
+    page.context.new_cdp_session(page).send("Storage.clearDataForOrigin", where)
+    page.context.clear_cookies()
 
 
 def watched(page: Page) -> Page:

@@ -270,6 +270,8 @@ def test_parameters(server: PageServer, open_page: Open) -> None:
     expect(page.locator("#tgwui-curl")).to_contain_text('"typical_p": 0.6')
     expect(page.locator("#tgwui-python")).to_contain_text("temperature=0.95")
     expect(page.locator("#tgwui-python")).to_contain_text('"typical_p": 0.6')
+    expect(page.locator("#tgwui-curl")).to_contain_text(f"{server.url}/v1/chat/completions")
+    expect(page.locator("#tgwui-python")).to_contain_text(f'base_url="{server.url}/v1"')
 
     page.locator("#tgwui-served input").click()
     page.get_by_role("option", name="second", exact=True).click()
@@ -296,6 +298,19 @@ def test_model_and_engine(server: PageServer, open_page: Open) -> None:
     server.complete(max_tokens=50)
     generated = page.locator(".tgwui-plot", has_text="Tokens per second").locator("path").first
     expect(generated).to_have_attribute("d", re.compile(r"[ML][\d.]+ (?!104\.0)\d"))
+    expect(page.locator(".tgwui-errors")).to_contain_text("None since the pods started")
+    assert server.complete(temperature=-1).status_code == 400
+    expect(page.locator(".tgwui-errors td")).to_have_text(
+        [
+            re.compile(":"),
+            "pod-a",
+            "/v1/completions",
+            "400",
+            "decimal_below_min_value",
+            "1",
+            re.compile("."),
+        ]
+    )
     with page.context.expect_page() as docs:
         page.get_by_role("link", name="API documentation").click()
     expect(docs.value.locator("body")).to_contain_text("/v1/chat/completions")
@@ -330,6 +345,24 @@ def test_pods_that_are_gone_leave_the_plots(server: PageServer, open_page: Open)
         return [...engine.pods.keys()];
     }"""
     assert page.evaluate(take) == ["there"]
+
+
+def test_programs_are_told_where_the_api_is(server: PageServer, open_page: Open) -> None:
+    """The operator's word; without one the page's own origin behind a proxy, else the port."""
+    page = open_page(server.page_url)
+    told = """async ([api, root, address]) => {
+        const parameters = await import("/page/static/parameters.js");
+        return parameters.address({ port: "5000", ...api }, root, new URL(address));
+    }"""
+    known = {"url": "", "root": ""}
+    for api, root, shown, expected in (
+        ({"url": "https://llm", "root": ""}, "", "http://pod:7860", "https://llm/v1"),
+        (known, "", "http://pod:7860", "http://pod:5000/v1"),
+        (known, "/webui", "http://pod:8080/webui/", "http://pod:8080/v1"),
+        (known, "", "https://chat.org:8443/", "https://chat.org:8443/v1"),
+        ({"url": "", "root": "/llm"}, "", "http://chat.org/", "http://chat.org/llm/v1"),
+    ):
+        assert page.evaluate(told, [api, root, shown]) == expected
 
 
 def test_chinese_on_a_dark_phone(server: PageServer, open_page: Open) -> None:
