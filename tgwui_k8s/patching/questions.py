@@ -10,10 +10,18 @@ import concurrent.futures
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tgwui_k8s.patching.site import BROKEN_MODEL, KEY, MODEL, MissingDependencyError, Server, Site
+from tgwui_k8s.patching.site import (
+    BROKEN_MODEL,
+    KEY,
+    MODEL,
+    MissingDependencyError,
+    Reply,
+    Server,
+    Site,
+)
 
 _WORDS = "word0 word1 word2 word3"
 _SLOW_WORDS = " ".join(f"word{number}" for number in range(20))
@@ -39,9 +47,11 @@ class Outcome:
     """Empty where all is well."""
 
 
-def ask_all(site: Site, abilities: set[str]) -> list[Outcome]:
-    """Ask the questions of these abilities. Raises `MissingDependencyError`."""
-    outcomes = []
+def ask_all(site: Site, abilities: set[str]) -> Iterator[Outcome]:
+    """How the questions of these abilities go, as they are asked.
+
+    Raises `MissingDependencyError`.
+    """
     for question in QUESTIONS:
         if question.ability in abilities:
             try:
@@ -50,10 +60,9 @@ def ask_all(site: Site, abilities: set[str]) -> list[Outcome]:
                 raise
             except (AssertionError, OSError) as error:
                 problem = " ".join(f"{error}".split())[:200] or type(error).__name__
-                outcomes.append(Outcome(question, problem))
+                yield Outcome(question, problem)
             else:
-                outcomes.append(Outcome(question, ""))
-    return outcomes
+                yield Outcome(question, "")
 
 
 def _check(is_so: bool, problem: object) -> None:
@@ -110,7 +119,7 @@ def _many_streams(site: Site) -> None:
     ):
         _ready(server)
         texts = [pool.submit(server.complete, "slowly", stream=True) for _ in range(60)]
-        whole = [_streamed(text.result().text) == _SLOW_WORDS for text in texts]
+        whole = [text.exception() is None and _is_whole(text.result()) for text in texts]
     _check(all(whole), f"{whole.count(False)} of 60 streams are not whole")
 
 
@@ -284,6 +293,10 @@ def _ready(server: Server) -> None:
 def _words(server: Server) -> str:
     body = server.complete("hello").json()
     return str(body["choices"][0]["text"]).strip() if body and "choices" in body else str(body)
+
+
+def _is_whole(stream: Reply) -> bool:
+    return _streamed(stream.text) == _SLOW_WORDS
 
 
 def _streamed(text: str) -> str:

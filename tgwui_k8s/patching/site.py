@@ -29,6 +29,9 @@ BROKEN_MODEL = "broken.gguf"
 _NOBODY = 65534
 _START_SECONDS = 90.0
 _REQUEST_SECONDS = 30.0
+"""Between two bytes of an answer, and for an exit."""
+_ANSWER_SECONDS = 60.0
+"""For the whole of an answer: an event stream that only sends its pings has no end of its own."""
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 
@@ -123,7 +126,7 @@ class Server:
                 self._raise_missing()
                 raise AssertionError(f"the server ended: {' '.join(self.lines[-3:])[-500:]}")
             time.sleep(0.05)
-        raise AssertionError(f"GET {path}: {last}")
+        raise AssertionError(f"the server never answered GET {path}: {last}")
 
     def end(self) -> int:
         """SIGTERM and the exit code; killed where it does not end."""
@@ -224,13 +227,14 @@ class Site:
             process.wait()
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Size and time of every file of the checkout and the model directory."""
+        """Size and time of every file, and the folders, of checkout and model directory."""
         found = {}
         for folder in (self.root, self.models):
             for path in folder.rglob("*"):
-                if path.is_file() and not {".git", "__pycache__"} & set(path.parts):
+                if not {".git", "__pycache__"} & set(path.parts):
                     facts = path.stat()
-                    found[str(path)] = (facts.st_size, facts.st_mtime_ns)
+                    is_folder = path.is_dir()
+                    found[str(path)] = (0, 0) if is_folder else (facts.st_size, facts.st_mtime_ns)
         return found
 
 
@@ -242,11 +246,22 @@ def free_port() -> int:
 
 
 def _read(response: http.client.HTTPResponse) -> str:
-    """The body; where the server cut it, what came and a word about it."""
+    """The body; where the server cut it, what came and a word about it.
+
+    Raises TimeoutError for one that does not end.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    body = b""
     try:
-        return response.read().decode("utf-8", "replace")
-    except http.client.IncompleteRead as error:
-        return error.partial.decode("utf-8", "replace") + "\n(cut)"
+        while part := response.read1():
+            body += part
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end of the answer after {_ANSWER_SECONDS:.0f} s")
+    except http.client.IncompleteRead:
+        is_cut = True
+    else:
+        is_cut = bool(response.length)  # fewer bytes than announced
+    return body.decode("utf-8", "replace") + ("\n(cut)" if is_cut else "")
 
 
 def _is_open_to_all(*paths: Path) -> bool:

@@ -98,7 +98,7 @@ def _smoke(root: Path, python: str, abilities: set[str]) -> tuple[list[Outcome],
         return [], f"{python} has no tgwui-k8s: pip install --no-deps tgwui-k8s"
     site = Site(root, python)
     try:
-        return ask_all(site, abilities), ""
+        return list(ask_all(site, abilities)), ""
     except MissingDependencyError as error:
         return [], f"{python} lacks what upstream needs: {error}"
     finally:
