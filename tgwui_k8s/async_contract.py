@@ -31,7 +31,7 @@ class AsyncSampler(Sampler, Protocol):
     """A sampler that can choose before anybody knows what it chose the step before."""
 
     def can_run_ahead(self, params: SamplingParams) -> bool:
-        """False where a choice depends on the tokens before it, or must wait for the device."""
+        """False where a choice depends on the tokens before it."""
         ...
 
     def launch(

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from tests.helpers.sampling_rows import make_row, random_logits
 from tgwui_k8s.contract import SampledToken, Sampler, SamplingRow, TopLogprobs
 from tgwui_k8s.engine.sampler import NumpySampler
+from tgwui_k8s.engine.samplers import truncation
 from tgwui_k8s.runtime.sampler import TorchSampler
+from tgwui_k8s.runtime.samplers import torch_truncation
 from tgwui_k8s.sampling import SAMPLER_ORDER
 
 VOCAB_SIZE = 60
@@ -166,6 +168,21 @@ def test_torch_equals_numpy_on_a_large_vocabulary(params: dict[str, Any], scale:
     assert [token.token_id for token in found] == [token.token_id for token in expected]
     for one, other in zip(expected, found, strict=True):
         assert_alike(one.logprobs, other.logprobs)
+
+
+@pytest.mark.parametrize("mass", [0.0, 1e-6, 0.5, 0.999999])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 20.0])
+def test_the_edge_of_a_nucleus_is_numpy_s(mass: float, spread: float) -> None:
+    """Found without sorting: with ties, among equals, with candidates removed before."""
+    logits = np.round(4 * spread * random_logits(8, 3, 3000)) / np.float32(4)
+    logits[:, ::3] = -np.inf
+    found = torch.from_numpy(logits.copy())
+    share = np.full((3, 1), mass, np.float32)
+
+    with np.errstate(all="ignore"):
+        truncation.top_p(logits, share)
+    torch_truncation.top_p(found, torch.from_numpy(share))
+    assert np.array_equal(found.numpy(), logits)
 
 
 def test_prompt_logprobs_equal_numpy_s() -> None:

@@ -92,7 +92,6 @@ def test_what_is_certain_to_be_the_last_token_costs_no_further_step():
         {"dry_multiplier": 1.0},
         {"no_repeat_ngram_size": 2},
         {"mirostat_mode": 2},
-        {"top_p": 0.9},
         {"prompt_lookup_num_tokens": 4},
         {"prompt_logprobs": 1, "max_tokens": 1},
         {"max_tokens": 0},

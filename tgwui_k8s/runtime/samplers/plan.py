@@ -97,7 +97,7 @@ class RowPlan:
         self.edits = tuple(name for name in active if name in EDITS)
         self.active = self.edits if params.is_greedy else tuple(active)
         self.truncates = any(name in TRUNCATIONS for name in self.active)
-        self.has_few = _has_few(params)
+        self.has_few = 0 < params.top_k <= MOST_COMPACT
         self.mirostat_mu = 2.0 * params.mirostat_tau
         self.bias = _bias_edit(params, vocab_size)
         self._bans = _ban_edit(row, vocab_size, early=False)
@@ -222,23 +222,9 @@ def sampler_order(params: SamplingParams) -> tuple[str, ...]:
 
 
 def can_run_ahead(params: SamplingParams) -> bool:
-    """True where a draw needs neither the tokens before it nor an answer from the device.
-
-    The device must be asked how many tokens make up a nucleus, unless few are left before.
-    """
-    order = sampler_order(params)
-    active = {name for name in order if _IS_ACTIVE[name](params)}
-    if params.is_greedy:
-        return active.isdisjoint(EDITS)
-    if not active.isdisjoint(EDITS | {"mirostat"}):
-        return False
-    is_short = _has_few(params) and order.index("top_k") < order.index("top_p")
-    return "top_p" not in active or is_short
-
-
-def _has_few(params: SamplingParams) -> bool:
-    """True where top-k leaves few candidates to whatever comes after it."""
-    return 0 < params.top_k <= MOST_COMPACT
+    """True where nothing that acts on a row looks at the tokens or draws before."""
+    follows = EDITS if params.is_greedy else EDITS | {"mirostat"}
+    return not any(_IS_ACTIVE[name](params) for name in follows)
 
 
 def _bias_edit(params: SamplingParams, vocab_size: int) -> Edit:

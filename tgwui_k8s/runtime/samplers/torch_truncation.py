@@ -1,7 +1,7 @@
 """Samplers that keep some candidates and remove the others, in torch. All work in place.
 
-`tgwui_k8s.engine.samplers.truncation` says what each one is. None waits for the device but nucleus
-sampling among many candidates: how many are to be sorted depends on the data.
+`tgwui_k8s.engine.samplers.truncation` says what each one is. None waits for the device: how much
+there is to do never depends on the data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from tgwui_k8s.runtime.samplers.kernels import LOG_TOLERANCE, MASS_TOLERANCE, MOST_COMPACT
+from tgwui_k8s.runtime.samplers.kernels import LOG_TOLERANCE, MASS_TOLERANCE
 from tgwui_k8s.runtime.samplers.torch_distribution import Distribution
 
 _MINUS_INFINITY = float("-inf")
@@ -88,15 +88,11 @@ def top_k(logits: Tensor, number: Tensor, most: int) -> None:
 def top_p(logits: Tensor, mass: Tensor) -> None:
     """Keep the fewest most likely tokens that together reach this probability (nucleus)."""
     distribution = Distribution.of(logits)
-    goal = distribution.total * mass
-    number = MOST_COMPACT  # they are sorted before it is asked whether they are enough
-    while True:
-        best = _largest(distribution.weights, number)
-        reached = best.cumsum(1, dtype=torch.float64)
-        if number >= logits.shape[1] or not bool((reached[:, -1:] < goal).any()):
-            break
-        number *= 4
-    _keep_mass(logits, distribution.weights, best, reached, goal)
+    weights = distribution.weights
+    goal = _within_tolerance(distribution.total * mass)
+    cut, mass_above = _find_cut(weights, goal)
+    num_equals = ((goal - mass_above) / cut).ceil().clamp(1, logits.shape[1]).long()
+    _keep_best(logits, weights, cut, (weights > cut).sum(1, keepdim=True) + num_equals)
 
 
 def typical_p(logits: Tensor, mass: Tensor) -> None:
@@ -138,6 +134,34 @@ def _drop_below(logits: Tensor, peak: Tensor, log_least: Tensor) -> None:
     logits.masked_fill_(logits < _limit(peak, log_least), _MINUS_INFINITY)
 
 
+def _find_cut(weights: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns: the largest weight that, with all larger ones, sums up to the goal; their sum.
+
+    Weights are between 0 and 1, where floats order like their bits. The bits are found in three
+    digits, each from the sums over its values, so that nothing is sorted.
+    """
+    bits = weights.contiguous().view(torch.int32)
+    left = weights.double()
+    cut = torch.zeros_like(bits[:, :1])
+    above = torch.zeros_like(goal)
+    for shift in (20, 10, 0):
+        digits = (bits >> shift).bitwise_and(1023).long()
+        sums = torch.zeros(len(bits), 1024, dtype=torch.float64, device=bits.device)
+        sums.scatter_add_(1, digits, left)
+        reached = above + sums.flip(1).cumsum(1).flip(1)
+        digit = ((reached >= goal).sum(1, keepdim=True) - 1).clamp_min(0)
+        above = torch.cat([reached, above], dim=1).gather(1, digit + 1)
+        left = left.masked_fill_(digits != digit, 0.0)
+        cut |= digit.int() << shift
+    return cut.view(torch.float32), above
+
+
+def _within_tolerance(goal: Tensor) -> Tensor:
+    """What must be reached; one candidate must be, however small the goal."""
+    least = torch.finfo(torch.float64).tiny
+    return (goal - MASS_TOLERANCE * goal.clamp_min(1.0)).clamp_min(least)
+
+
 def _largest(values: Tensor, number: int) -> Tensor:
     """The so many largest values of each row, best first; all of them where there are fewer."""
     if 4 * number > values.shape[1]:
@@ -149,7 +173,7 @@ def _keep_mass(
     logits: Tensor, keys: Tensor, ordered: Tensor, reached: Tensor, goal: Tensor
 ) -> None:
     """Keep the candidates with the best keys, as few as have weights that sum up to the goal."""
-    missing = reached < goal - MASS_TOLERANCE * goal.clamp_min(1.0)
+    missing = reached < _within_tolerance(goal)
     counts = (missing.sum(1, keepdim=True) + 1).clamp_max(ordered.shape[1])
     _keep_best(logits, keys, ordered.gather(1, counts - 1), counts)
 
