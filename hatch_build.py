@@ -24,7 +24,8 @@ FLAGS = [
     "-Wl,-Bsymbolic",  # a library runs its own code, whatever else the process has loaded
     "-ffp-contract=off",  # the same bits from every compiler: sums are fused where the source says
 ]
-AVX512 = ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 VNNI = [*AVX512, "-mavx512vnni"]
 NATIVE = Path("tgwui_k8s/native")
 # The decoder once for each kind of processor: `VARIANTS` of runtime/native.py says who runs which,
@@ -33,6 +34,7 @@ LIBRARIES = {
     "decoder-avx512bf16": ("decoder.cpp", [*VNNI, "-mavx512bf16"]),
     "decoder-avx512vnni": ("decoder.cpp", VNNI),
     "decoder-avx512": ("decoder.cpp", AVX512),
+    "decoder-avx2": ("decoder.cpp", AVX2),
     "quantized_linear": ("quantized_linear.cpp", []),  # chooses by the processor it finds itself on
 }
 

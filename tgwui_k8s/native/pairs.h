@@ -23,6 +23,10 @@ inline Floats add_pairs(Floats sums, Pairs pairs, const bf16* two) {
   return _mm512_dpbf16_ps(sums, pairs, as_bh(_mm512_set1_epi32(bits_of(two))));
 }
 
+inline void store(bf16* to, Floats x) {  // rounded to nearest even
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
 // Float32 factors of pairs, each as the sum of two bf16: nearly exact.
 template <int N>
 class Factors {

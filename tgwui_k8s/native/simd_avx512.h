@@ -1,4 +1,4 @@
-// The words of simd.h on AVX-512 (F, BW, VL, DQ), with VNNI and BF16 where they are compiled for.
+// The words of simd.h on AVX-512 (F, BW, VL, DQ), with VNNI where it is compiled for.
 
 #pragma once
 
@@ -68,21 +68,6 @@ inline Floats load_firsts(const bf16* pairs) {
 inline Floats load_seconds(const bf16* pairs) {
   const __m512i mask = _mm512_set1_epi32((int)0xffff0000);
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pairs), mask));
-}
-
-inline void store(bf16* to, Floats x) {  // round to nearest even
-#ifdef __AVX512BF16__
-  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(x);
-#else
-  const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-  const __m256i narrow =
-      _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), is_nan, quiet));
-#endif
-  _mm256_storeu_si256((__m256i*)to, narrow);
 }
 
 inline Ints no_ints() { return _mm512_setzero_si512(); }

@@ -133,6 +133,7 @@ VARIANTS = (
     Variant(name="avx512bf16", cpu_flags=_VNNI | {"avx512_bf16"}, numerics="native-bf16-2"),
     Variant(name="avx512vnni", cpu_flags=_VNNI, numerics="native-float32-1"),
     Variant(name="avx512", cpu_flags=_AVX512, numerics="native-float32-1"),
+    Variant(name="avx2", cpu_flags=_AVX2, numerics="native-float32-1"),
 )
 """Fastest first; the libraries of hatch_build.py."""
 
@@ -151,7 +152,7 @@ def why_unavailable() -> str | None:
         return None
     if not any(variant.library.exists() for variant in VARIANTS):
         return "the native library was not built (no C++ compiler at install time)"
-    return "the processor has no AVX-512"
+    return "the processor has no AVX2"
 
 
 @cache
