@@ -229,6 +229,6 @@ def step(
         scheduler.advance(sequence, scheduled)
         if sequence.num_uncomputed == 0:
             if len(sequence.lanes[0].token_ids) < 30:
-                sequence.append(source.choice((1, 2)))
+                sequence.take(source.choice((1, 2)))
             else:
                 scheduler.finish(sequence)
