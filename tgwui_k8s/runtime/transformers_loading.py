@@ -83,7 +83,7 @@ class _Plan:
     num_threads: int
     ranks: Ranks
     graph_sizes: tuple[int, ...]
-    """Steps to record; none where several ranks add up what they computed."""
+    """Steps to record, where they can be; none where several ranks add up what they computed."""
 
 
 def load_runner(
@@ -149,7 +149,6 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None, ran
     dtype = choose_dtype(config, request, device)
     num_bytes = _bytes_in(dtype, weights, scheme, device) // ranks.size
     check_weights_fit(num_bytes, _free_memory(request, device, ranks))
-    records = uses_kernels(device) and ranks.size == 1
     return _Plan(
         loader=loader,
         config=config,
@@ -162,7 +161,7 @@ def _plan(request: LoadRequest, loader: str, read_scheme: ReadScheme | None, ran
         num_batched_tokens=request.max_num_batched_tokens or default_token_budget(device.type),
         num_threads=max(1, (request.num_threads or cpu_quota()) // ranks.size),
         ranks=ranks,
-        graph_sizes=graph_sizes(request.max_num_seqs) if records else (),
+        graph_sizes=graph_sizes(request.max_num_seqs) if ranks.size == 1 else (),
     )
 
 
@@ -266,7 +265,7 @@ def _make_kv_cache(
         element_bytes=plan.dtype.itemsize,
     )
     reserved = step.workspace_bytes + _adapter_bytes(request, plan)
-    if plan.graph_sizes:
+    if plan.graph_sizes and uses_kernels(plan.device):
         reserved += graphs_bytes(plan.graph_sizes, step)
     free = _free_memory(request, plan.device, plan.ranks)
     budget = plan.ranks.least(kv_cache_budget(request, free, reserved), plan.device)
