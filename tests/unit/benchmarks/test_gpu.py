@@ -39,7 +39,7 @@ def test_every_part_gives_its_figures(tmp_path: Path) -> None:
     assert "| prefill, long prompt |" in found
     assert "4.0 × Transformers" in found
     assert "median ITL" in found
-    assert found.count("streams |") == 2
+    assert found.count("| streams at once:") == 2
 
 
 def test_what_was_left_out_leaves_a_gap() -> None:
@@ -59,4 +59,4 @@ def test_what_was_left_out_leaves_a_gap() -> None:
     )
     assert "| decoding, 1 stream | 2.0 tok/s | – |" in found
     assert "copying" not in found
-    assert "| 256 streams | 6 tok/s | – | ≥ 4 ×, ≥ 10,000 tok/s |" in found
+    assert "| streams at once: 256 | 6 tok/s | – | ≥ 4 ×, ≥ 10,000 tok/s |" in found
