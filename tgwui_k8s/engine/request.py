@@ -109,7 +109,7 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         """Tokens still to be computed, over all lanes."""
-        return sum(lane.num_uncomputed for lane in self.lanes)
+        return sum([len(lane.token_ids) - lane.num_computed for lane in self.lanes])
 
     @property
     def wants_prompt_logits(self) -> bool:
@@ -126,32 +126,35 @@ class Sequence:
     @property
     def num_known_tokens(self) -> int:
         """Tokens of the longest lane, without those that are not known yet."""
-        return max(len(lane.token_ids) for lane in self.lanes) - self.num_unknown
+        return max([len(lane.token_ids) for lane in self.lanes]) - self.num_unknown
 
     def promise(self, row: int) -> None:
         """Go on with the token that a step under way chooses for its row `row`."""
         self.num_unknown += 1
-        for token_ids in self._all_token_ids():
-            token_ids.append(~row)
+        self._append(~row)
 
     def take(self, token_id: int) -> int:
         """Take a sampled token into every lane; returns how many outputs are known now."""
-        for token_ids in self._all_token_ids():
-            if self.num_unknown:
-                token_ids[-self.num_unknown] = token_id
-            else:
-                token_ids.append(token_id)
-        self.num_unknown -= self.num_unknown > 0
-        return len(self.sampling.output_token_ids) - self.num_unknown
+        outputs = self.sampling.output_token_ids
+        if not self.num_unknown:
+            self._append(token_id)
+            return len(outputs)
+        outputs[-self.num_unknown] = token_id
+        for lane in self.lanes:
+            lane.token_ids[-self.num_unknown] = token_id
+        self.num_unknown -= 1
+        return len(outputs) - self.num_unknown
 
     def forget_unknown(self) -> None:
         """Go back to the newest token that is known."""
-        for token_ids in self._all_token_ids():
+        for token_ids in (*(lane.token_ids for lane in self.lanes), self.sampling.output_token_ids):
             del token_ids[len(token_ids) - self.num_unknown :]
         self.num_unknown = 0
 
-    def _all_token_ids(self) -> list[list[int]]:
-        return [*(lane.token_ids for lane in self.lanes), self.sampling.output_token_ids]
+    def _append(self, token_id: int) -> None:
+        for lane in self.lanes:
+            lane.token_ids.append(token_id)
+        self.sampling.output_token_ids.append(token_id)
 
 
 @dataclass(slots=True, eq=False)
