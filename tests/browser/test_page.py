@@ -375,6 +375,9 @@ def test_chinese_on_a_dark_phone(server: PageServer, open_page: Open) -> None:
     )
     ask(page, QUESTION)
     assert "个词元" in footers(page)[0]
+    clear = page.locator("#tgwui-chat .top-panel")
+    expect(clear).to_have_count(1)
+    expect(clear).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.click("#tgwui-theme")
     expect(page.locator("body")).not_to_have_class(re.compile("dark"))

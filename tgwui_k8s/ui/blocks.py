@@ -167,14 +167,14 @@ def _notebook(say: Say, bridge: gr.HTML) -> None:
         max_lines=24,
         elem_id="tgwui-notebook",
     )
-    with gr.Row():
+    with gr.Row(equal_height=True):
         for name in ("generate", "stop", "undo", "colour"):
             variant = "primary" if name == "generate" else "secondary"
             button = gr.Button(
                 say(f"notebook_{name}"),
                 variant=variant,
                 size="md",
-                min_width=100,
+                min_width=150,
                 elem_id=f"tgwui-notebook-{name}",
             )
             _on(button.click, f"notebook.{name}", [notebook])
@@ -196,6 +196,7 @@ def _parameters(say: Say, bridge: gr.HTML, preset_names: Sequence[str]) -> None:
             info=say("served_info"),
             elem_id="tgwui-served",
             allow_custom_value=True,
+            min_width=240,
             scale=3,
         )
         preset = gr.Dropdown(
@@ -204,6 +205,7 @@ def _parameters(say: Say, bridge: gr.HTML, preset_names: Sequence[str]) -> None:
             label=say("preset"),
             info=say("preset_info"),
             elem_id="tgwui-preset",
+            min_width=240,
             scale=3,
         )
         reset = gr.Button(say("parameters_reset"), elem_id="tgwui-reset", scale=1)
