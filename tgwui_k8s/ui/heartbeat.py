@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 BEAT_SECONDS = 1.0
@@ -26,7 +26,9 @@ async def beat(descriptor: int) -> None:
             await asyncio.sleep(BEAT_SECONDS)
 
 
-async def beats(descriptor: int, *, first_within: float, then_within: float) -> AsyncIterator[None]:
+async def beats(
+    descriptor: int, *, first_within: float, then_within: float
+) -> AsyncGenerator[None, None]:
     """The supervisor's side: the beats that come, until the page has ended. Takes `descriptor`.
 
     Raises `asyncio.TimeoutError` where none comes within so many seconds.
