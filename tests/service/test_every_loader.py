@@ -58,6 +58,7 @@ class Case:
     """Longer than any start should take."""
     is_exact: bool = True
     """Its greedy text is that of Transformers in float32; quantized weights may say otherwise."""
+    needs_torch: bool = True
     has_standin: bool = False
     """Its library need not be installed: tests bring one that computes the same."""
 
@@ -108,7 +109,7 @@ def make_for_neuron(folder: Path) -> Made:
 
 CASES: dict[str, Case] = {
     "safetensors": Case("Transformers", make_safetensors),
-    "gguf-f32": Case("llama.cpp", make_f32_gguf),
+    "gguf-f32": Case("llama.cpp", make_f32_gguf, needs_torch=False),
     "vllm": Case("vLLM", make_for_vllm, start_seconds=600.0),
     "neuron": Case("Neuron", make_for_neuron, has_standin=True),
     "AWQ": Case("AutoAWQ", make_quantized("AWQ"), is_exact=False),
@@ -192,6 +193,13 @@ def text_of(answer: dict[str, Any]) -> str:
 def test_says_which_loader_runs(server: ServerProcess, case: Case) -> None:
     """The loader is the case's, whether it was named or inferred from the folder."""
     assert server.get("/v1/internal/model/info").json()["loader"] == case.loader
+
+
+def test_torch_is_loaded_only_where_it_computes(server: ServerProcess, case: Case) -> None:
+    """A GGUF is served without torch in the engine, which would take seconds to import."""
+    libraries = Path(f"/proc/{server.engine.pid}/maps").read_text()
+
+    assert ("libtorch" in libraries) == case.needs_torch
 
 
 def test_all_prompts_at_once_say_what_each_says_alone(
