@@ -26,6 +26,7 @@ from tgwui_k8s.contract import (
 )
 from tgwui_k8s.errors import BrokenModelError, StartupError, UnsupportedModelError
 from tgwui_k8s.runtime.cuda.decode_graphs import graph_sizes, graphs_bytes
+from tgwui_k8s.runtime.cuda.fused_norms import fuse_norms
 from tgwui_k8s.runtime.device_memory import GPU_MEMORY_FRACTION, free_memory, keep_within_limit
 from tgwui_k8s.runtime.kv_layout import KVDemand, group_layers, plan_kv_cache
 from tgwui_k8s.runtime.kv_tensors import KVTensors
@@ -121,6 +122,8 @@ def load_runner(
         )
     progress(LoadProgress("loading", total, total))
     freeze_rope(model, plan.max_model_len)
+    if plan.device.type == "cuda":
+        fuse_norms(model)
     kv, layout = _make_kv_cache(model, plan, request)
     # On a CPU the host's own sampler is faster than torch's operators.
     sampler = None if plan.device.type == "cpu" else TorchSampler()

@@ -127,13 +127,14 @@ def test_the_longest_tiles_of_chunks_come_first() -> None:
 )
 def test_tiles_suit_the_layers(shape: LayerShape, chunk_queries: int, num_spans: int) -> None:
     """A tile's sums fit the registers; few key heads mean more spans."""
-    tiling = Tiling.of([shape], None)
+    tiling = Tiling.of([shape], None, 2)
     assert (tiling.chunk_queries, tiling.num_spans) == (chunk_queries, num_spans)
     assert tile_rows(chunk_queries, shape.queries_per_key) <= 128
 
 
-def test_keys_fit_shared_memory() -> None:
-    """16 KiB of them at once, at least the 16 that tensor cores take."""
+def test_tiles_fit_shared_memory() -> None:
+    """32 KiB of queries and 16 of keys at once, at least the 16 that tensor cores take."""
+    assert Tiling.of([LayerShape(8, 256, 256)], None, 4).chunk_queries == 32
     assert positions_per_pass(128, 2) == 64
     assert positions_per_pass(256, 2) == 32
     assert positions_per_pass(256, 4) == 16

@@ -36,6 +36,7 @@ class NumberedBackend:
             Tiling.of(
                 (kv.shapes[layer] for layer, owner in kv.group_of_layer.items() if owner == group),
                 window,
+                kv.dtype.itemsize,
             )
             for group, window in enumerate(windows)
         ]

@@ -14,8 +14,8 @@ from tgwui_k8s.runtime.kv_layout import LayerShape
 _LEAST_ROWS = 16
 """Tensor cores take no fewer, and no narrower."""
 _CHUNK_ROWS = 128
-_CHUNK_ELEMENTS = 128 * 128
-"""Sums that a tile of a chunk keeps in registers, rows times their width."""
+_QUERY_BYTES = 32 << 10
+"""Queries that a tile of a chunk keeps at hand, and twice as many bytes of sums in registers."""
 _TARGET_PROGRAMS = 512
 """Enough for every multiprocessor of a large GPU to have several."""
 _KEY_BYTES = 16 << 10
@@ -34,14 +34,14 @@ class Tiling:
     """Parts that decodes are divided into beyond one each, for a GPU that they do not fill."""
 
     @classmethod
-    def of(cls, shapes: Iterable[LayerShape], window: int | None) -> Tiling:
+    def of(cls, shapes: Iterable[LayerShape], window: int | None, element_bytes: int) -> Tiling:
         """What suits the largest of these layers; correct for all of them."""
         group = num_kv_heads = width = 1
         for shape in shapes:
             group = max(group, shape.queries_per_key)
             num_kv_heads = max(num_kv_heads, shape.num_kv_heads)
             width = max(width, padded_width(max(shape.key_dim, shape.value_dim)))
-        num_rows = max(_LEAST_ROWS, min(_CHUNK_ROWS, _CHUNK_ELEMENTS // width))
+        num_rows = max(_LEAST_ROWS, min(_CHUNK_ROWS, _QUERY_BYTES // (width * element_bytes)))
         return cls(window, max(1, num_rows // group), -(-_TARGET_PROGRAMS // num_kv_heads))
 
 
