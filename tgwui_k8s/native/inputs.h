@@ -42,15 +42,12 @@ class Inputs {
 
   void prepare(int group) {
     const int first = group * kRowGroup, width = rows_of_group(rows_, first);
-    for (int r = 0; r < width; ++r) {
-      const Activation* from = row(first + r);
-      if (is_quantized_)
-        scales_[first + r] =
-            quantize_row(from, k_, width, &integers_[(int64_t)first * padded(k_) + 2 * r]);
-      else
-        for (int i = 0; i < k_; i += kLanes)
-          put_beside(&grouped_[(int64_t)first * k_ + 2 * r + (int64_t)i * width], width, from + i);
-    }
+    if (is_quantized_)
+      quantize_rows(row(first), k_, width, &integers_[(int64_t)first * padded(k_)], &scales_[first]);
+    else
+      for (int i = 0; i < k_; i += kLanes)
+        for (int r = 0; r < width; ++r)
+          put_beside(row(first + r) + i, width, &grouped_[(int64_t)first * k_ + i * width + 2 * r]);
   }
 
   // [rows][k], or as the product with bf16 weights wants them.

@@ -35,28 +35,32 @@ inline float largest(const Number* x, int count) {
   return largest_magnitude(most);
 }
 
-// Rounds a row of activations [k] to int16, one of `width` rows side by side [groups][kGroup/2]
-// [width][2], and returns their scale. If the row holds an infinity or NaN, so is the scale, and all
-// sums become NaN.
-inline float quantize_row(const Activation* x, int k, int width, int16_t* to) {
-  const float most = largest(x, k);
-  const Floats inverse = all(most > 0 ? 32767 / most : 0);
-  for (int i = 0; i < padded(k); i += kLanes) {
-    alignas(64) int16_t rounded[kLanes] = {};
-    if (i < k) store_rounded(rounded, load(x + i) * inverse);
-    put_beside(to + (int64_t)i * width, width, rounded);
+// Rounds a group of rows of activations [rows][k] to int16, side by side [padded k/2][rows][2], and
+// tells each row's scale. If a row holds an infinity or NaN, so is its scale, and all its sums become
+// NaN.
+inline void quantize_rows(const Activation* x, int k, int rows, int16_t* to, float* scales) {
+  float inverses[kRowGroup];
+  for (int r = 0; r < rows; ++r) {
+    const float most = largest(x + (int64_t)r * k, k);
+    inverses[r] = most > 0 ? 32767 / most : 0;
+    scales[r] = most / 32767;
   }
-  return most / 32767;
+  for (int i = 0; i < padded(k); i += kLanes)
+    for (int r = 0; r < rows; ++r) {
+      alignas(64) int16_t rounded[kLanes] = {};
+      if (i < k) store_rounded(rounded, load(x + (int64_t)r * k + i) * all(inverses[r]));
+      put_beside(rounded, rows, to + i * rows + 2 * r);
+    }
 }
 
 // A group of `R` rows, x [groups][kGroup/2][R][2], times `T` weight tiles; to [2 T][R] are the sums
 // of each half tile, not scaled by the rows' scales yet.
 template <int R, int T>
-__attribute__((noinline)) void multiply_int8_tiles(const int8_t* weights, int64_t tile_bytes,
-                                                   const int16_t* x, int groups, Floats (*to)[R]) {
+inline void multiply_int8_tiles(const int8_t* weights, int64_t tile_bytes, const int16_t* x,
+                                int groups, Floats* to) {
   constexpr int C = 2 * T;
   for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) to[c][r] = zeros();
+    for (int r = 0; r < R; ++r) to[c * R + r] = zeros();
   for (int group = 0; group < groups; ++group, weights += kGroupBytes) {
     Ints sums[C][R];
     for (int c = 0; c < C; ++c)
@@ -76,26 +80,33 @@ __attribute__((noinline)) void multiply_int8_tiles(const int8_t* weights, int64_
     for (int c = 0; c < C; ++c) {
       const char* scales = (const char*)weights + c / 2 * tile_bytes + kGroup / 2 * kLine;
       const Floats scale = load((const float*)scales + c % 2 * kLanes);
-      for (int r = 0; r < R; ++r) to[c][r] = add_product(to[c][r], to_floats(sums[c][r]), scale);
+      for (int r = 0; r < R; ++r)
+        to[c * R + r] = add_product(to[c * R + r], to_floats(sums[c][r]), scale);
     }
   }
+}
+
+// The same for `rows` and `tiles`; outside of its callers, so that it is compiled once.
+__attribute__((noinline)) inline void multiply_int8(const int8_t* weights, int64_t tile_bytes,
+                                                    const int16_t* x, int groups, int rows,
+                                                    int tiles, Floats* to) {
+  with_counts(rows, tiles, [&](auto r, auto t) {
+    multiply_int8_tiles<r(), t()>(weights, tile_bytes, x, groups, to);
+  });
 }
 
 // x [row groups][padded k/2][rows of the group][2] times the tiles first .. last - 1.
 template <typename Finish>
 inline void multiply_int8(const int8_t* weights, int64_t tile_bytes, const int16_t* x,
-                          const float* x_scales, int k, int rows, int first, int last,
+                          const float* x_scales, int k, int num_rows, int first, int last,
                           Finish finish) {
-  by_groups(rows, first, last, [&](auto num_rows, auto num_tiles, int row, int tile) {
-    constexpr int R = decltype(num_rows)::value, T = decltype(num_tiles)::value;
-    Floats sums[2 * T][R];
-    multiply_int8_tiles<R, T>(weights + tile * tile_bytes, tile_bytes,
-                              x + (int64_t)row * padded(k), num_groups(k), sums);
-    for (int r = 0; r < R; ++r) {
-      const Floats scale = all(x_scales[row + r]);
-      for (int t = 0; t < T; ++t)
-        finish(row + r, tile + t, sums[2 * t][r] * scale, sums[2 * t + 1][r] * scale);
-    }
+  const auto multiply = [&](int row, int rows, int tile, int tiles, Floats* sums) {
+    multiply_int8(weights + tile * tile_bytes, tile_bytes, x + (int64_t)row * padded(k),
+                  num_groups(k), rows, tiles, sums);
+  };
+  by_groups(num_rows, first, last, multiply, [&](int row, int tile, Floats low, Floats high) {
+    const Floats scale = all(x_scales[row]);
+    finish(row, tile, low * scale, high * scale);
   });
 }
 

@@ -99,9 +99,10 @@ class Step {
     share(stage, count, 1, [&](int i, int) { work(i); });
   }
 
-  // Large enough that threads do not fight over cache lines, small enough to balance.
-  static int tile_chunk(const Linear& linear) {
-    return (int)std::max<int64_t>(4, (1 << 17) / linear.tile_bytes());
+  // A few tiles at a time, so that threads do not fight over cache lines, in equal shares.
+  int tile_chunk(const Linear& linear) const {
+    const int shares = (linear.tiles() + 4 * m.team->size() - 1) / (4 * m.team->size());
+    return (linear.tiles() + shares * m.team->size() - 1) / (shares * m.team->size());
   }
 
   void work() {

@@ -20,31 +20,41 @@ using Count = std::integral_constant<int, N>;
 inline int num_row_groups(int rows) { return (rows + kRowGroup - 1) / kRowGroup; }
 inline int rows_of_group(int rows, int first) { return std::min(kRowGroup, rows - first); }
 
-// 16 inputs of one row, so that rows of a group stand side by side: [k/2][width][2].
+constexpr int tiles_at_once(int rows) { return 6 * rows <= kNumSums ? 2 : 1; }
+
+// Puts 16 inputs of a row beside those of the other rows of its group: to [8][rows][2].
 template <typename Number>
-inline void put_beside(Number* to, int width, const Number* from) {
-  for (int i = 0; i < kLanes; i += 2)
-    std::memcpy(to + (int64_t)i * width, from + i, 2 * sizeof(Number));
+inline void put_beside(const Number* from, int rows, Number* to) {
+  for (int i = 0; i < kLanes; i += 2) std::memcpy(to + i * rows, from + i, 2 * sizeof(Number));
 }
 
-// Calls `work(Count<count>{})` for a count of 1 .. Most.
-template <int Most, typename Work>
-inline void with_count(int count, Work work) {
-  if constexpr (Most > 1)
-    if (count < Most) return with_count<Most - 1>(count, work);
-  work(Count<Most>{});
+// Calls `work(Count<rows>{}, Count<tiles>{})` for the rows of a group and one tile or two.
+template <int Rows = kRowGroup, typename Work>
+inline void with_counts(int rows, int tiles, Work work) {
+  if constexpr (Rows > 1)
+    if (rows < Rows) return with_counts<Rows - 1>(rows, tiles, work);
+  if constexpr (tiles_at_once(Rows) == 2)
+    if (tiles == 2) return work(Count<Rows>{}, Count<2>{});
+  work(Count<Rows>{}, Count<1>{});
 }
 
-// Calls `work(Count<rows>{}, Count<tiles>{}, row, tile)` until all groups of rows have met all tiles.
-template <typename Work>
-inline void by_groups(int rows, int first, int last, Work work) {
-  for (int row = 0; row < rows; row += kRowGroup)
-    with_count<kRowGroup>(rows - row, [&](auto num_rows) {
-      constexpr int kTiles = 6 * decltype(num_rows)::value <= kNumSums ? 2 : 1;
-      int tile = first;
-      for (; tile + kTiles <= last; tile += kTiles) work(num_rows, Count<kTiles>{}, row, tile);
-      for (; tile < last; ++tile) work(num_rows, Count<1>{}, row, tile);
-    });
+// Multiplies all groups of rows with the tiles first .. last - 1. `multiply(row, rows, tile, tiles,
+// sums)` forms sums [2 x tiles][rows], of each half of each tile, for a group that begins at `row`;
+// `finish(row, tile, low, high)` gets them.
+template <typename Multiply, typename Finish>
+inline void by_groups(int num_rows, int first, int last, Multiply multiply, Finish finish) {
+  Floats sums[kNumSums];
+  for (int row = 0; row < num_rows; row += kRowGroup) {
+    const int rows = rows_of_group(num_rows, row);
+    const int most = tiles_at_once(rows);
+    for (int tile = first, tiles; tile < last; tile += tiles) {
+      tiles = std::min(most, last - tile);
+      multiply(row, rows, tile, tiles, sums);
+      for (int r = 0; r < rows; ++r)
+        for (int t = 0; t < tiles; ++t)
+          finish(row + r, tile + t, sums[2 * t * rows + r], sums[(2 * t + 1) * rows + r]);
+    }
+  }
 }
 
 }  // namespace native

@@ -17,8 +17,8 @@ constexpr int kPrefetch = 48 * kTileColumns;  // how far ahead of their use weig
 // A group of `R` rows, x [k/2][R][2], times `T` weight tiles; to [2 T][R] are the sums of each half
 // tile.
 template <int R, int T>
-__attribute__((noinline)) void multiply_widened(const bf16* weights, int64_t tile_size,
-                                                const float* x, int k, Floats (*to)[R]) {
+inline void multiply_widened_tiles(const bf16* weights, int64_t tile_size, const float* x, int k,
+                                   Floats* to) {
   constexpr int C = 2 * T;
   Floats sums[C][R];
   for (int c = 0; c < C; ++c)
@@ -37,20 +37,27 @@ __attribute__((noinline)) void multiply_widened(const bf16* weights, int64_t til
         sums[c][r] = add_product(sums[c][r], w[c].second, all(x[2 * r + 1]));
   }
   for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) to[c][r] = sums[c][r];
+    for (int r = 0; r < R; ++r) to[c * R + r] = sums[c][r];
 }
 
-// x [rows / kRowGroup][k/2][rows of the group][2] times the tiles first .. last - 1.
-template <typename Finish>
-inline void multiply_bf16(const bf16* weights, int64_t tile_size, const float* x, int k, int rows,
-                          int first, int last, Finish finish) {
-  by_groups(rows, first, last, [&](auto num_rows, auto num_tiles, int row, int tile) {
-    constexpr int R = decltype(num_rows)::value, T = decltype(num_tiles)::value;
-    Floats sums[2 * T][R];
-    multiply_widened<R, T>(weights + tile * tile_size, tile_size, x + (int64_t)row * k, k, sums);
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) finish(row + r, tile + t, sums[2 * t][r], sums[2 * t + 1][r]);
+// The same for `rows` and `tiles`; outside of its callers, so that it is compiled once.
+__attribute__((noinline)) inline void multiply_widened(const bf16* weights, int64_t tile_size,
+                                                       const float* x, int k, int rows, int tiles,
+                                                       Floats* to) {
+  with_counts(rows, tiles, [&](auto r, auto t) {
+    multiply_widened_tiles<r(), t()>(weights, tile_size, x, k, to);
   });
+}
+
+// x [row groups][k/2][rows of the group][2] times the tiles first .. last - 1.
+template <typename Finish>
+inline void multiply_bf16(const bf16* weights, int64_t tile_size, const float* x, int k,
+                          int num_rows, int first, int last, Finish finish) {
+  const auto multiply = [&](int row, int rows, int tile, int tiles, Floats* sums) {
+    multiply_widened(weights + tile * tile_size, tile_size, x + (int64_t)row * k, k, rows, tiles,
+                     sums);
+  };
+  by_groups(num_rows, first, last, multiply, finish);
 }
 
 }  // namespace native
