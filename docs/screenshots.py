@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
@@ -16,12 +18,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 os.environ.setdefault("TEST_BROWSER", "/usr/bin/chromium")
 
-from tests.browser.conftest import DESKTOP, FLAGS, PHONE, ask, goto, open_tab, watched
+from tests.browser.conftest import DESKTOP, FLAGS, PATIENCE_MS, PHONE, ask, goto, open_tab, watched
 from tests.helpers.page_process import PageServer
 
 IMAGES = Path(__file__).parent / "images"
 NUM_COLOURS = 64
 QUESTIONS = ("How do models get on EFS?", "What is the weather in Rome?")
+PARAMETERS_KEPT = '{"temperature": 0.6}'
+"""A model this small talks nonsense above."""
+
 CHAT, NOTEBOOK, PARAMETERS, MODEL, ENGINE = range(5)
 
 
@@ -43,7 +48,7 @@ def notebook(page: Page) -> None:
     page.wait_for_selector("body:not([data-notebook=running])")
     page.wait_for_timeout(300)
     page.locator("#tgwui-tokens").scroll_into_view_if_needed()
-    page.locator(".tgwui-level-1, .tgwui-level-0").first.click()
+    page.locator(".tgwui-token:not(.tgwui-level-4)").first.click()
     page.wait_for_timeout(200)
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
 
@@ -60,9 +65,17 @@ def model(page: Page) -> None:
     page.wait_for_selector(".tgwui-models td")
 
 
+WRONG_REQUEST = """() => fetch("/api/v1/completions", {
+    method: "POST",
+    headers: {"content-type": "application/json", "x-tgwui-page": "1"},
+    body: JSON.stringify({prompt: "Hello", temperature: 3}),
+})"""
+
+
 def engine(page: Page) -> None:
-    """While somebody asks."""
+    """While somebody asks, once for what there is not."""
     ask(page, QUESTIONS[0])
+    page.evaluate(WRONG_REQUEST)
     open_tab(page, ENGINE)
     page.wait_for_timeout(2500)
     for _ in range(3):
@@ -72,25 +85,20 @@ def engine(page: Page) -> None:
         page.wait_for_timeout(2500)
 
 
-PICTURES = {
-    "chat-light": (chat, DESKTOP, "light"),
-    "chat-dark": (chat, DESKTOP, "dark"),
-    "chat-phone": (chat, PHONE, "light"),
-    "notebook-light": (notebook, DESKTOP, "light"),
-    "notebook-phone": (notebook, PHONE, "dark"),
-    "parameters-light": (parameters, DESKTOP, "light"),
-    "parameters-dark-phone": (parameters, PHONE, "dark"),
-    "model-light": (model, DESKTOP, "light"),
-    "model-dark": (model, DESKTOP, "dark"),
-    "engine-dark": (engine, DESKTOP, "dark"),
-    "engine-phone": (engine, PHONE, "light"),
+TABS = (chat, notebook, parameters, model, engine)
+LOOKS = {
+    "light": (DESKTOP, "light"),
+    "dark": (DESKTOP, "dark"),
+    "phone": (PHONE, "light"),
 }
 
 
-def take(browser: Browser, url: str, name: str) -> None:
+def take(browser: Browser, url: str, act: Callable[[Page], None], look: str) -> None:
     """One picture, in a fresh profile."""
-    act, viewport, scheme = PICTURES[name]
+    viewport, scheme = LOOKS[look]
     context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE_MS)
+    context.add_init_script(f"localStorage.setItem('tgwui::parameters', '{PARAMETERS_KEPT}')")
     page = watched(context.new_page())
     goto(page, f"{url}/login", wait=False)
     page.get_by_label("Key").fill("admin")
@@ -98,7 +106,7 @@ def take(browser: Browser, url: str, name: str) -> None:
     goto(page, url)
     act(page)
     page.mouse.move(0, 0)
-    save(page.screenshot(), IMAGES / f"web-page-{name}.png")
+    save(page.screenshot(), IMAGES / f"web-page-{act.__name__}-{look}.png")
     context.close()
 
 
@@ -117,8 +125,8 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=os.environ["TEST_BROWSER"], args=list(FLAGS)
         )
-        for name in PICTURES:
-            take(browser, server.page_url, name)
+        for act, look in product(TABS, LOOKS):
+            take(browser, server.page_url, act, look)
         browser.close()
 
 
