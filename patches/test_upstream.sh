@@ -7,8 +7,8 @@
 # verify (they must pass), unpatch, and look whether git sees a difference (it must not).
 #
 #   PYTHON_<TAG>   interpreter with that version's requirements and this package, such as
-#                  PYTHON_v4_7_3=/opt/v4/bin/python; without it one is made with upstream's own
-#                  portable requirements
+#                  PYTHON_v4_7_3=/opt/v4/bin/python; without it one is made, from a package index
+#                  alone
 #   SOURCES        folder with checkouts named by tag, instead of cloning
 #   NEURON=1       also stream a text through the Neuron loader on tests/neuron_standin (needs
 #                  torch and Transformers in the interpreter)
@@ -20,6 +20,34 @@ work=$(mktemp -d)
 chmod 755 "$work" # the servers run as nobody where this is root
 trap 'rm -rf "$work"' EXIT
 if [ $# -eq 0 ]; then set -- snapshot-2023-12-24 snapshot-2024-01-28 v4.7.3; fi
+
+# The lines of upstream's requirements that serve text on a stub: no wheels from GitHub (Gradio and
+# llama.cpp of v4), nothing that only quantizes or trains.
+requirements() {
+  if [ -e "$1/requirements/portable" ]; then
+    cat "$1/requirements/portable/requirements.txt" && echo Pillow # came with Gradio
+  else
+    cat "$1/requirements_cpu_only.txt" "$1/extensions/openai/requirements.txt"
+  fi | grep -Ev '^https:|^#|^(bitsandbytes|exllamav2|hqq|lm_eval|optimum|tensorboard|wandb)'
+}
+
+# An environment as it was in the month of the tag: what upstream leaves open has moved on since.
+make_environment() {
+  local root=$1 environment=$2 until
+  until=$(date -u -d "$(git -C "$root" log -1 --format=%cI) + 30 days" +%FT%TZ)
+  python3 -m venv "$environment"
+  "$environment/bin/python" -m pip install --quiet --upgrade 'pip>=26'
+  if [ ! -e "$root/requirements/portable" ]; then # its installer brought torch
+    "$environment/bin/python" -m pip install --quiet --constraint "$here/constraints/py311.txt" torch
+  fi
+  requirements "$root" >"$environment/requirements.txt"
+  "$environment/bin/python" -m pip install --quiet --uploaded-prior-to "$until" \
+    --requirement "$environment/requirements.txt"
+  if [ ! -e "$work/wheel" ]; then
+    "$environment/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "$here"
+  fi
+  "$environment/bin/python" -m pip install --quiet --no-deps "$work"/wheel/*.whl
+}
 
 tool() { "${PYTHON:-$here/.venv/bin/python}" -m tgwui_k8s upstream "$@"; }
 
@@ -34,10 +62,8 @@ for tag in "$@"; do
   variable=PYTHON_$(tr -c 'a-zA-Z0-9\n' _ <<<"$tag")
   python=${!variable:-}
   if [ -z "$python" ]; then
-    python3 -m venv "$work/venv-$tag"
+    make_environment "$root" "$work/venv-$tag"
     python=$work/venv-$tag/bin/python
-    "$python" -m pip install --quiet --requirement "$root"/requirements/portable/requirements.txt
-    "$python" -m pip install --quiet --no-deps "$here"
   fi
   echo "-- unpatched"
   (cd "$here" && "${PYTHON:-.venv/bin/python}" -m tests.upstream.ask "$root" "$python" --must-fail)
