@@ -19,7 +19,7 @@ from tgwui_k8s.observability.log import event
 Monitor = Callable[[EndpointState, Callable[[], None]], Coroutine[Any, Any, None]]
 """Keeps one state fresh until cancelled; the callable says that something has changed."""
 
-NEW_SECONDS = 10.0
+NEW_SECONDS = 60.0
 """So long an endpoint may take to say which models it has, before they are taken for unknown."""
 
 _SEE_OUT_SECONDS = 0.2
