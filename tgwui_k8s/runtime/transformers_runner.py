@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from tgwui_k8s.contract import Batch, KVLayout, ModelInfo, Sampler, ScheduledSequence
 from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime.adapters import AdapterLayers
+from tgwui_k8s.runtime.cuda.step_numbers import MOST_SHORT_TOKENS
 from tgwui_k8s.runtime.kv_layout import LayerShape
 from tgwui_k8s.runtime.kv_tensors import KVTensors
 from tgwui_k8s.runtime.model_step import ModelStep
@@ -96,13 +97,18 @@ class TransformersRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """One short prefill and one decode, in blocks that nobody has yet; then the recordings."""
-        tables = tuple([0] for _ in self.layout.groups)
-        prefill = ScheduledSequence(0, 0, [0, 0], tables, num_logits=1)
-        decode = ScheduledSequence(0, 2, [0], tables, num_logits=1)
-        for scheduled in (prefill, decode):
-            if scheduled.start < min(self.layout.block_size, self.info.max_model_len):
-                self.execute(Batch([scheduled], num_tokens=len(scheduled.token_ids)))
+        """A prompt and a decode, in blocks that nobody has yet; then the recordings.
+
+        Where kernels are compiled when they are first used, the prompt is long enough for all.
+        """
+        block_size = self.layout.block_size
+        room = min(group.num_blocks for group in self.layout.groups) * block_size
+        length = MOST_SHORT_TOKENS + 1 if self._graphs else 2
+        length = min(length, self.info.max_model_len, room)
+        tables = tuple(list(range(length // block_size + 1)) for _ in self.layout.groups)
+        self.execute(Batch([ScheduledSequence(0, 0, [0] * length, tables, 1)], length))
+        if length < min(self.info.max_model_len, room):
+            self.execute(Batch([ScheduledSequence(0, length, [0], tables, 1)], 1))
         if self._graphs and self._graph_sizes:
             self._adapters.begin_step(Batch([], 0))
             self._graphs.record(self._graph_sizes, self.info.max_model_len)

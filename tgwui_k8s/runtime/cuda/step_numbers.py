@@ -119,7 +119,8 @@ class StepNumbers:
     positions: list[int] = field(default_factory=list)
     logit_rows: list[int] = field(default_factory=list)
     groups: list[GroupWork] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
+    tables: list[_Integers] = field(default_factory=list)
+    """The block tables of each KV group, one sequence's behind another's."""
 
     @property
     def sections(self) -> Sections:
@@ -129,12 +130,12 @@ class StepNumbers:
 
     def size_in(self, sections: Sections) -> int:
         """Length of the array that `write` fills."""
-        return sections.blocks + len(self.blocks)
+        return sections.blocks + sum(map(len, self.tables))
 
     def write(self, array: Numbers, sections: Sections) -> None:
         """Lay it out; what it does not need of the sections is no work."""
         array[: sections.blocks] = 0
-        array[sections.blocks :] = self.blocks
+        np.concatenate(self.tables, out=array[sections.blocks :], casting="same_kind")
         head = sections.token_ids, sections.positions, sections.logit_rows
         for numbers, section in zip(
             (self.token_ids, self.positions, self.logit_rows), head, strict=True
@@ -178,32 +179,31 @@ def plan_step(batch: Batch, tilings: Sequence[Tiling], block_size: int) -> StepN
         end = len(step.token_ids)
         step.logit_rows += range(end - scheduled.num_logits, end)
     tokens = _Tokens.of(batch.sequences)
+    positions = np.array(step.positions, np.int64)
+    num_blocks = 0
     for group, tiling in enumerate(tilings):
-        tables = _add_tables(step.blocks, batch.sequences, group, tiling.window, block_size)
-        positions = np.array(step.positions, np.int64)
-        blocks = np.array(step.blocks, np.int64)
-        entries = np.repeat(tables, tokens.counts) + positions // block_size
+        begins, blocks = _tables(batch.sequences, group, tiling.window, block_size)
+        entries = np.repeat(begins, tokens.counts) + positions // block_size
         slots = blocks[entries] * block_size + positions % block_size
-        step.groups.append(_plan_work(tokens, tables, slots, tiling))
+        step.groups.append(_plan_work(tokens, begins + num_blocks, slots, tiling))
+        step.tables.append(blocks)
+        num_blocks += len(blocks)
     return step
 
 
-def _add_tables(
-    blocks: list[int],
-    sequences: Sequence[ScheduledSequence],
-    group: int,
-    window: int | None,
-    block_size: int,
-) -> _Integers:
-    """Append the blocks that can be seen; where each table would begin if it were whole."""
-    tables = np.empty(len(sequences), np.int64)
+def _tables(
+    sequences: Sequence[ScheduledSequence], group: int, window: int | None, block_size: int
+) -> tuple[_Integers, _Integers]:
+    """Where each table would begin if it were whole, and the blocks that can be seen."""
+    begins = np.empty(len(sequences), np.int64)
+    blocks: list[int] = []
     for index, scheduled in enumerate(sequences):
         start = scheduled.start
         first = 0 if window is None else max(0, start - window + 1) // block_size
         last = (start + len(scheduled.token_ids) - 1) // block_size
-        tables[index] = len(blocks) - first
+        begins[index] = len(blocks) - first
         blocks += scheduled.block_tables[group][first : last + 1]
-    return tables
+    return begins, np.array(blocks, np.int64)
 
 
 def _plan_work(tokens: _Tokens, tables: _Integers, slots: _Integers, tiling: Tiling) -> GroupWork:
