@@ -257,9 +257,8 @@ class Admission:
                 )
         elif (
             served
-            and call.model not in self._fleet.known_models
             and call.model not in self._expected_models
-            and not self._fleet.has_newcomer()
+            and not self._fleet.may_have(call.model)
         ):
             raise NotFoundError(
                 f"The model '{call.model[:100]}' does not exist.",

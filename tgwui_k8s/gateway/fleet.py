@@ -105,10 +105,15 @@ class Fleet:
                 cards.update(state.models)
         return cards
 
-    def has_newcomer(self) -> bool:
-        """Whether an endpoint has just joined and not yet said what it serves."""
+    def may_have(self, model: str) -> bool:
+        """Whether a model was ever served, or may be a newcomer's that has not said yet."""
+        if model in self.known_models:
+            return True
         newest = asyncio.get_running_loop().time() - NEW_SECONDS
-        return any(not state.models and state.join_time > newest for state in self.states)
+        return any(
+            model in state.models or (not state.models and state.join_time > newest)
+            for state in self.states
+        )
 
     # -- who waits ----------------------------------------------------------------------------
 

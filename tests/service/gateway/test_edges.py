@@ -199,6 +199,10 @@ async def test_a_model_is_unknown_only_when_everybody_has_had_time_to_say(
         monkeypatch.setattr(fleet, "NEW_SECONDS", 0.0)
         refused = await http.post(gateway.url + PATH, json=completions(model="b"))
         assert refused.json()["error"]["code"] == "model_not_found"
+        state = gateway.parts.fleet.state_of(slow.url)
+        state.models = {"c": {}}  # It has said so, and its other answers are still to come.
+        assert gateway.parts.fleet.may_have("c")
+        state.models = {}
 
         monkeypatch.setattr(fleet, "NEW_SECONDS", 1000.0)
         slow.plans = deque([Plan(raw=GOOD)])
