@@ -206,7 +206,7 @@ def _plan(
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
         vocab_size=shape.vocab,
-        element_bytes=2,
+        element_bytes=4,  # activations are float32 where there are no BF16 instructions
     )
     reserved = step.workspace_bytes + num_weight_bytes
     budget = kv_cache_budget(request, free, reserved)
