@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -107,11 +108,17 @@ def run(contender: Contender, model: Path, arguments: list[str], folder: Path) -
         command, capture_output=True, text=True, env=environment, timeout=MOST_SECONDS
     )
     if done.returncode:
-        raise RuntimeError(" ".join(done.stderr[-600:].split()))
+        raise RuntimeError(_why(done.stdout + done.stderr))
     figures: dict[str, Any] = json.loads(figures_file.read_text())
     if logits_file.exists():
         figures["logits"] = np.load(logits_file)
     return figures
+
+
+def _why(output: str) -> str:
+    """The last errors that an engine told of, else the last of what it said."""
+    errors = re.findall(r"^.*\b\w*(?:Error|Exception)\b: .*$", output, re.MULTILINE)
+    return " | ".join(errors[-3:])[-900:] or " ".join(output[-600:].split())
 
 
 def _search_path(contender: Contender) -> list[str]:
