@@ -400,17 +400,21 @@ class EngineCore:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
+        request.sequences.clear()  # they know it: nothing of it is left to the garbage collector
         self.adapters.release(request.adapter)
         if request.first_scheduled_time is None:
             self._num_waiting_requests -= 1
 
     def _expire(self) -> None:
-        """End the requests whose deadline has passed."""
-        while self._deadlines and self._deadlines[0][0] <= self._clock():
-            request = self._requests.get(heapq.heappop(self._deadlines)[1])
-            for sequence in request.sequences if request else ():
-                message = "The request ran past its deadline."
-                self._fail(sequence, message, "deadline_exceeded")
+        """End the requests whose deadline has passed, and forget the deadlines of ended ones."""
+        while self._deadlines:
+            deadline, request_id = self._deadlines[0]
+            request = self._requests.get(request_id)
+            if request is not None and deadline > self._clock():
+                return
+            heapq.heappop(self._deadlines)
+            if request is not None:
+                self._fail_all(request, "The request ran past its deadline.", "deadline_exceeded")
 
     # --------------------------------------------------------------------------------- book-keeping
 

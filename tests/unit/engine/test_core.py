@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from tests.helpers.toy_runner import (
@@ -192,6 +194,27 @@ def test_a_request_past_its_deadline_ends_with_an_error():
         assert output.deltas[-1].error_code == "deadline_exceeded"
     assert not core.has_work
     core.check_integrity()
+
+
+def test_nothing_of_ended_requests_waits_for_the_garbage_collector():
+    """Which runs so seldom in an engine that its memory would rise for an hour."""
+    core = make_core(ToyRunner())
+
+    def serve(name: str) -> None:
+        core.add_request(make_request(f"{name} ends", [1, 2], drawn(5), num_choices=2))
+        core.add_request(make_request(f"{name} leaves", [3], greedy(50)))
+        core.step()
+        core.abort(f"{name} leaves")
+        run_to_end(core)
+
+    serve("first")
+    gc.collect()
+    gc.disable()
+    try:
+        serve("second")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_end_of_sequence_and_limits_give_their_reason():
