@@ -6,8 +6,9 @@
 Every run starts `tgwui-k8s serve` in a new process and notes, from the moment before the start:
 when the port accepts a connection, when /health/live and /health/ready first answer 200, and when
 the first token of a streamed completion arrives, which is asked for as soon as the server is ready.
-Medians of all runs. The weights are in the page cache from the second run on; the first run is
-shown beside the median, since it may have read them from disk.
+Medians of all runs. Beside them stands the processor time of all the server's processes up to then,
+which a busy machine stretches least. The weights are in the page cache from the second run on; the
+first run is shown beside the median, since it may have read them from disk.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from benchmarks.api_overhead import cpu_seconds
 from benchmarks.load.client import Target, first_model, stream
 from benchmarks.load.http import Origin
 from benchmarks.load.machine import conditions
@@ -35,6 +37,8 @@ class Milestones(msgspec.Struct, frozen=True):
     live: float
     ready: float
     first_token: float
+    cpu: float
+    """Processor time of all processes until then."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,14 +79,16 @@ def start_once(flags: Sequence[str]) -> Milestones:
             server.wait_for("/health/ready"),
             uvloop.run(_first_token(server.url)),
         ]
-        return Milestones(*(mark - server.started for mark in marks))
+        family = [server.api_process, *server.api_process.children(recursive=True)]
+        seconds = [mark - server.started for mark in marks]
+        return Milestones(*seconds, sum(map(cpu_seconds, family)))
 
 
 def table(runs: dict[str, list[Milestones]]) -> str:
     """Medians as Markdown; seconds."""
     lines = [
-        "| model | port open | live | ready | first token | first run's | runs |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| model | port open | live | ready | first token | CPU | first run's | runs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for model, marks in runs.items():
         medians = [
