@@ -55,7 +55,11 @@ class Tally:
 
 
 def pool(model: str, size: int, max_tokens: int, seed: int) -> list[Ask]:
-    """Requests of all kinds, each with a seed of its own, so that there is one right answer."""
+    """Requests of all kinds, each with a seed of its own, so that there is one right answer.
+
+    A model that computes adds up in another order when others are in its batch: what it samples may
+    hang on the last bit, so it is asked for its likeliest tokens only, and for no logprobs.
+    """
     draw = random.Random(seed)
     return [_ask(draw, model, number, max_tokens) for number in range(size)]
 
@@ -66,7 +70,7 @@ def _ask(draw: random.Random, model: str, number: int, max_tokens: int) -> Ask:
         "model": model,
         "stream": draw.random() < 0.8,
         "seed": number,
-        "temperature": draw.choice([0, 0.8, 1.5]),
+        "temperature": draw.choice([0, 0.8, 1.5]) if model == "fake" else 0,
         "max_tokens": draw.randint(5, max_tokens),
         "n": draw.choice([1, 1, 1, 2]),
         "stop": draw.choice([[], [], ["th"], ["ee", "oo a"]]),
@@ -74,7 +78,6 @@ def _ask(draw: random.Random, model: str, number: int, max_tokens: int) -> Ask:
     if body["stream"]:
         body["stream_options"] = {"include_usage": True}
     if draw.random() < 0.5:
-        # A real model's logprobs differ in the last digit with what else is in the batch.
         logprobs = draw.choice([None, None, 2]) if model == "fake" else None
         return Ask(COMPLETIONS, {**body, "prompt": text, "logprobs": logprobs})
     return Ask(CHAT, {**body, "messages": [{"role": "user", "content": text}]})
