@@ -1,13 +1,24 @@
-// The forward pass of Llama-shaped decoders on CPUs with AVX-512 BF16, over a paged KV cache.
+// The forward pass of Llama-shaped decoders on x86-64 CPUs, over a paged KV cache.
 //
 // One call computes a whole step: every token of every sequence of the batch, prefill and decode
 // alike. Weights are bf16 or int8, packed once at load; sums, the residual stream, norms, softmax
 // and logits are float32. Plain C interface, no torch: `tgwui_k8s/runtime/native.py` binds it.
 //
-//   simd.h          registers                team.h       threads
-//   bf16_product.h  tiles of bf16 weights    attention.h  paged attention
-//   int8_product.h  tiles of int8 weights    model.h      what is loaded
-//   product.h       linear layers            step.h       one step through all layers
+//   simd.h             registers: simd_avx512.h or simd_avx2.h
+//   pairs.h            bf16 times activations
+//   tiles.h            rows and weight tiles that are taken together
+//   bf16_product.h     tiles of bf16 weights, with BF16 instructions
+//   widened_product.h  the same without
+//   int8_product.h     tiles of int8 weights
+//   inputs.h           rows that meet them
+//   product.h          linear layers
+//   attention.h        paged attention
+//   model.h            what is loaded
+//   step.h             one step through all layers
+//   team.h             threads
+//
+// Compiled once for each kind of processor, see hatch_build.py. Sums are formed in the same order
+// whatever the batch, and in the same order on all processors without BF16 instructions.
 //
 // The gate and up projections are interleaved by 16 rows, so that one tile holds both and
 // SiLU(gate) * up is formed in registers.

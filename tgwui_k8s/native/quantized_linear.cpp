@@ -1,4 +1,4 @@
-// Products with weights in 4 or 8 bits, for CPUs. Bound by `tgwui_k8s/runtime/quantized_cpu.py`.
+// Products with weights in 4 or 8 bits, for CPUs. Bound by `tgwui_k8s/runtime/quantized/native.py`.
 //
 // A weight is scale * (code - zero); scale and zero belong to a group of inputs of one output.
 // Decoding reads every weight once per step, so what counts is bytes: codes stay packed in memory
@@ -35,7 +35,7 @@ constexpr int kPrefetch = 1024;   // bytes
 
 }  // namespace
 
-extern "C" struct QuantizedWeight {  // `_Weight` of runtime/quantized_cpu.py
+extern "C" struct QuantizedWeight {  // `_Weight` of runtime/quantized/native.py
   const int32_t* codes;
   const float* scales;
   const uint8_t* zeros;

@@ -20,6 +20,7 @@ using Count = std::integral_constant<int, N>;
 inline int num_row_groups(int rows) { return (rows + kRowGroup - 1) / kRowGroup; }
 inline int rows_of_group(int rows, int first) { return std::min(kRowGroup, rows - first); }
 
+// As many as leave registers for their weights.
 constexpr int tiles_at_once(int rows) { return 6 * rows <= kNumSums ? 2 : 1; }
 
 // Puts 16 inputs of a row beside those of the other rows of its group: to [8][rows][2].
