@@ -22,7 +22,13 @@ _OPTIONAL = (
 _BUILT_ON_TORCH = ("tgwui_k8s.runtime", "tgwui_k8s.demo.tiny", "loaders")
 _BUILT_ON_GRADIO = "tgwui_k8s.ui.app"
 _FREE_OF_TORCH = ("loaders.fake", "loaders.native", "tgwui_k8s.runtime.native")
-_NEW_TRANSFORMERS = ("loaders.hf_transformers", "loaders.hf_embeddings")
+_NEW_TRANSFORMERS = (
+    *("loaders.hf_transformers", "loaders.hf_embeddings"),
+    *("tgwui_k8s.runtime.cuda.backend", "tgwui_k8s.runtime.cuda.decode_graphs"),
+    *("tgwui_k8s.runtime.model_step", "tgwui_k8s.runtime.paged_attention"),
+    *("tgwui_k8s.runtime.paged_backend", "tgwui_k8s.runtime.transformers_attention"),
+    *("tgwui_k8s.runtime.transformers_model", "tgwui_k8s.runtime.transformers_runner"),
+)
 
 
 def missing_modules() -> tuple[str, ...]:

@@ -6,7 +6,6 @@ Run by `make test-triton`, which brings Triton; with a CUDA device the kernels t
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.triton_interpreter import interpret_without_cuda
+
 HAS_CUDA = torch.cuda.is_available()
-if not HAS_CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"
+interpret_without_cuda()
 
 pytest.importorskip("triton", reason="needs Triton, of make test-triton")
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.triton_interpreter import interpret_without_cuda
+
 HAS_CUDA = torch.cuda.is_available()
-if not HAS_CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"
+interpret_without_cuda()
 
 pytest.importorskip("triton", reason="needs Triton, of make test-triton")
 
