@@ -30,9 +30,9 @@ _NOBODY = 65534
 _START_SECONDS = 300.0
 """Upstream of 2023 imports for minutes where the machine is busy."""
 _REQUEST_SECONDS = 30.0
-"""Between two bytes of an answer, and for an exit."""
-_ANSWER_SECONDS = 60.0
-"""For the whole of an answer: an event stream that only sends its pings has no end of its own."""
+"""Between two bytes of an answer."""
+_ANSWER_SECONDS = 180.0
+"""For the whole of an answer, and for an exit: a stream of nothing but pings has no end."""
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 
@@ -137,7 +137,7 @@ class Server:
     def wait_exit(self) -> int:
         """The exit code."""
         try:
-            code = self.process.wait(_REQUEST_SECONDS)
+            code = self.process.wait(_ANSWER_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
