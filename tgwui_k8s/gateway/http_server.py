@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -24,42 +24,6 @@ class HeadTooLargeError(Exception):
     """Stops the parser."""
 
 
-class OneWriteTransport:
-    """A transport that sends an answer's head together with what follows it in the same turn of the
-    event loop: a write costs a system call here, and wakes the client up.
-    """
-
-    __slots__ = ("_held", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """As of any transport; of what uvicorn writes, only heads begin with a status line."""
-        if self._held:
-            data, self._held = self._held + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._held = data
-            self._loop.call_soon(self._flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        """As of any transport: what was written is sent."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            data, self._held = self._held, b""
-            self._transport.write(data)
-
-
 class LimitedProtocol(HttpToolsProtocol):
     """Refuses heads that are too large or too slow; nothing of them reaches the application."""
 
@@ -72,7 +36,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """A client connects: its first head is due."""
-        super().connection_made(cast("asyncio.Transport", OneWriteTransport(transport, self.loop)))
+        super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
