@@ -70,7 +70,7 @@ def running(name: str, model: Path) -> Iterator[tuple[str, float]]:
 
 def complete(url: str, *, num_tokens: int, prompt: str = PROMPT) -> int:
     """The completion tokens of one greedy request."""
-    body = {"model": "x", "prompt": prompt, "max_tokens": num_tokens, "temperature": 0}
+    body = {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0}
     data = json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
@@ -97,7 +97,7 @@ def measure(name: str, model: Path) -> tuple[float, float, float]:
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("model", nargs="?", type=lambda path: Path(path).resolve())
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
