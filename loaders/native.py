@@ -1,11 +1,11 @@
-"""The `Native` loader: Llama-shaped models in bfloat16 on x86-64 processors, without torch.
+"""The `Native` loader: Llama-shaped models on x86-64 processors, without torch.
 
-`--loader-option weights=int8` rounds the weights to 8 bits as they are read: half the memory, and
-half the time where a step is bound by reading them.
+Weights are bfloat16, or AWQ's and GPTQ's in 4 bits. `--loader-option weights=int8` rounds bfloat16
+to 8 bits as it is read: half the memory, and half the time where a step is bound by reading it.
 
-It is tried before Transformers where the loader is inferred. Weights go straight from the file
-into the packed form the kernels read; nothing of torch is imported, so a small model answers
-within a second of the engine's start.
+It is tried before Transformers, AutoAWQ and AutoGPTQ where the loader is inferred. Weights go
+straight from the file into the packed form the kernels read; nothing of torch is imported, so a
+small model answers within a second of the engine's start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from tgwui_k8s.contract import (
     Batch,
     KVLayout,
-    LoadProgress,
     LoadRequest,
     ModelInfo,
     ProgressCallback,
@@ -38,19 +37,21 @@ from tgwui_k8s.runtime.kv_layout import (
     plan_kv_cache,
 )
 from tgwui_k8s.runtime.limits import available_memory, cpu_quota
-from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint, TensorReader
+from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
 from tgwui_k8s.runtime.native import (
     BLOCK_SIZE,
     NativeDecoder,
-    NativeLinear,
-    NativeVector,
     Variant,
+    WeightFormat,
     variants_here,
     why_unavailable,
 )
+from tgwui_k8s.runtime.native_weights import read_weights
 from tgwui_k8s.runtime.prefetching import reading_ahead
+from tgwui_k8s.runtime.quantized.formats import packed_format
 from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
+from tgwui_k8s.runtime.tensor_reader import TensorReader
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -97,18 +98,18 @@ class NativeLoader:
 
     def check(self, request: LoadRequest) -> None:
         """Raise what `load` would, as far as the files' headers and this machine tell."""
-        _wants_int8(request)
-        _examine(request)
+        _, _, checkpoint = _examine(request)
+        _weight_format(request, checkpoint)
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> NativeRunner:
         """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
-        int8 = _wants_int8(request)
         config, weights, checkpoint = _examine(request)
+        weight_format, quantization = _weight_format(request, checkpoint)
         variant = self._variant or variants_here()[0]
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
         )
-        num_weight_bytes = checkpoint.num_weight_bytes(int8=int8)
+        num_weight_bytes = checkpoint.num_weight_bytes(weight_format)
         groups, layout = _plan(checkpoint, request, max_model_len, num_weight_bytes)
         with _left_to_transformers():
             cosines, sines = rope_tables(
@@ -120,11 +121,12 @@ class NativeLoader:
             sines=sines,
             num_threads=request.num_threads or cpu_quota(),
             variant=variant,
-            int8_weights=int8,
+            weight_format=weight_format,
+            group_size=checkpoint.group_size,
         )
         _reserve_cache(decoder, checkpoint, groups, layout)
         with reading_ahead(request, weights, progress) as note:
-            _read_weights(decoder, checkpoint, TensorReader(weights.tensors), note)
+            read_weights(decoder, checkpoint, TensorReader(weights.tensors), note)
         info = ModelInfo(
             loader=self.name,
             architecture=config["architectures"][0],
@@ -135,9 +137,9 @@ class NativeLoader:
             eos_token_ids=eos_token_ids(request.path),
             num_parameters=checkpoint.num_parameters,
             weight_bytes=num_weight_bytes,
-            quantization="int8" if int8 else None,
+            quantization=quantization,
             fingerprint=fingerprint(
-                weights.files, dict(config), (variant.numerics, "int8" if int8 else "bfloat16")
+                weights.files, dict(config), (variant.numerics, quantization or "bfloat16")
             ),
         )
         return NativeRunner(decoder, info, layout)
@@ -146,10 +148,12 @@ class NativeLoader:
 def _examine(request: LoadRequest) -> tuple[dict[str, Any], WeightFiles, LlamaCheckpoint]:
     """The configuration, the files and what they hold; refuses what the kernels cannot run."""
     _refuse_unsuitable(request)
-    config = ModelFiles.read(request.path).config
+    files = ModelFiles.read(request.path)
     weights = find_weights(request.path)
+    packed = packed_format(files)
     with _left_to_transformers():
-        return config, weights, LlamaCheckpoint.read(config, weights.tensors)
+        checkpoint = LlamaCheckpoint.read(files.config, weights.tensors, packed)
+    return files.config, weights, checkpoint
 
 
 @contextmanager
@@ -161,13 +165,23 @@ def _left_to_transformers() -> Iterator[None]:
         raise UnsupportedModelError(f"config.json is not complete: {error}") from error
 
 
-def _wants_int8(request: LoadRequest) -> bool:
-    weights = request.options.get("weights", "bfloat16")
-    if weights not in ("bfloat16", "int8"):
+def _weight_format(
+    request: LoadRequest, checkpoint: LlamaCheckpoint
+) -> tuple[WeightFormat, str | None]:
+    """How the weights are held, and what `ModelInfo` calls it."""
+    wanted = request.options.get("weights", "bfloat16")
+    if wanted not in ("bfloat16", "int8"):
         raise UnsupportedModelError(
-            f"loader 'Native': weights={weights[:100]} is not known; say bfloat16 or int8"
+            f"loader 'Native': weights={wanted[:100]} is not known; say bfloat16 or int8"
         )
-    return weights == "int8"
+    if checkpoint.packed is None:
+        return (WeightFormat.INT8, "int8") if wanted == "int8" else (WeightFormat.BFLOAT16, None)
+    if "weights" in request.options:
+        raise UnsupportedModelError(
+            f"loader 'Native': the weights are {checkpoint.packed.description} already; "
+            f"leave out weights={wanted}"
+        )
+    return WeightFormat.CODES, checkpoint.packed.description
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:
@@ -228,52 +242,3 @@ def _reserve_cache(
             decoder.set_layer(
                 layer, group=index, num_blocks=size.num_blocks, window=checkpoint.windows[layer]
             )
-
-
-def _read_weights(
-    decoder: NativeDecoder,
-    checkpoint: LlamaCheckpoint,
-    reader: TensorReader,
-    progress: ProgressCallback,
-) -> None:
-    """Pack every tensor; each is read from its file once."""
-    total = sum(reader.num_bytes(name) for name, _ in checkpoint.tensor_shapes())
-    done = 0
-
-    def set_linear(which: NativeLinear, layer: int, *names: str) -> None:
-        nonlocal done
-        decoder.set_linear(which, layer, [reader.bfloat16(name) for name in names])
-        done += sum(reader.num_bytes(name) for name in names)
-        progress(LoadProgress("loading", done, total))
-
-    def set_vector(which: NativeVector, layer: int, *names: str) -> None:
-        nonlocal done
-        decoder.set_vector(which, layer, np.concatenate([reader.float32(name) for name in names]))
-        done += sum(reader.num_bytes(name) for name in names)
-
-    embedding = "model.embed_tokens.weight"
-    set_linear(NativeLinear.HEAD, 0, embedding if checkpoint.is_tied else "lm_head.weight")
-    if not checkpoint.is_tied:
-        decoder.set_embedding(reader.bfloat16(embedding))
-        done += reader.num_bytes(embedding)
-    set_vector(NativeVector.FINAL_NORM, 0, "model.norm.weight")
-    for layer in range(checkpoint.shape.layers):
-        prefix = f"model.layers.{layer}."
-        qkv = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
-        set_linear(NativeLinear.QKV, layer, *(f"{name}.weight" for name in qkv))
-        set_linear(NativeLinear.OUT, layer, prefix + "self_attn.o_proj.weight")
-        set_linear(
-            NativeLinear.GATE_UP,
-            layer,
-            prefix + "mlp.gate_proj.weight",
-            prefix + "mlp.up_proj.weight",
-        )
-        set_linear(NativeLinear.DOWN, layer, prefix + "mlp.down_proj.weight")
-        set_vector(NativeVector.ATTENTION_NORM, layer, prefix + "input_layernorm.weight")
-        set_vector(NativeVector.MLP_NORM, layer, prefix + "post_attention_layernorm.weight")
-        if checkpoint.has_qkv_bias:
-            set_vector(NativeVector.QKV_BIAS, layer, *(f"{name}.bias" for name in qkv))
-        if checkpoint.has_head_norms:
-            set_vector(NativeVector.QUERY_NORM, layer, prefix + "self_attn.q_norm.weight")
-            set_vector(NativeVector.KEY_NORM, layer, prefix + "self_attn.k_norm.weight")
-    progress(LoadProgress("loading", total, total))

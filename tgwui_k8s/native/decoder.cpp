@@ -1,7 +1,7 @@
 // The forward pass of Llama-shaped decoders on x86-64 CPUs, over a paged KV cache.
 //
 // One call computes a whole step: every token of every sequence of the batch, prefill and decode
-// alike. Weights are bf16 or int8, packed once at load; sums, the residual stream, norms, softmax
+// alike. Weights are bf16, int8 or codes of 4 bits, packed once at load; sums, the residual stream, norms, softmax
 // and logits are float32. Plain C interface, no torch: `tgwui_k8s/runtime/native.py` binds it.
 //
 //   simd.h             registers: simd_avx512.h or simd_avx2.h
@@ -10,6 +10,7 @@
 //   bf16_product.h     tiles of bf16 weights, with BF16 instructions
 //   widened_product.h  the same without
 //   int8_product.h     tiles of int8 weights
+//   codes_product.h    tiles of weights in codes of 4 bits
 //   inputs.h           rows that meet them
 //   product.h          linear layers
 //   attention.h        paged attention
@@ -29,10 +30,11 @@ using namespace native;
 
 namespace {
 
-bool reserve(Decoder& model, Linear& linear, int n, int k) {
+bool reserve(Decoder& model, Linear& linear, int n, int k, Format format) {
   linear.n = n;
   linear.k = k;
-  linear.is_int8 = model.shape.int8_weights;
+  linear.format = format;
+  linear.group_size = model.shape.group_size;
   linear.weights = (char*)model.take((size_t)linear.tiles() * linear.tile_bytes());
   return linear.weights != nullptr;
 }
@@ -46,6 +48,14 @@ Linear& linear_of(Decoder& model, int which, int layer) {
          : which == kOut    ? model.layers[layer].out
          : which == kGateUp ? model.layers[layer].gate_up
                             : model.layers[layer].down;
+}
+
+// Which row of the checkpoint's layer a packed row is; -1 for the padding.
+int checkpoint_row(const Decoder& model, int which, int row, int n) {
+  if (row >= n) return -1;
+  if (which != kGateUp) return row;
+  const int tile = row / kTileColumns, column = row % kTileColumns;
+  return column < kLanes ? tile * kLanes + column : model.shape.ffn + tile * kLanes + column - kLanes;
 }
 
 }  // namespace
@@ -65,16 +75,18 @@ Decoder* native_create(const Shape* shape, const float* cosines, const float* si
   model->final_norm.resize(shape->hidden);
   const int attention = shape->heads * shape->head_dim;
   const int qkv = attention + 2 * shape->kv_heads * shape->head_dim;
-  model->normed.set_shape(shape->hidden, shape->int8_weights);
-  model->attended.set_shape(attention, shape->int8_weights);
-  model->gated.set_shape(shape->ffn, shape->int8_weights);
-  model->selected.set_shape(shape->hidden, shape->int8_weights);
-  bool fits = reserve(*model, model->head, shape->vocab, shape->hidden);
+  const Format format = shape->format;
+  const Format head_format = format == Format::kCodes ? Format::kBf16 : format;
+  model->normed.set_shape(shape->hidden, format, shape->group_size);
+  model->attended.set_shape(attention, format, shape->group_size);
+  model->gated.set_shape(shape->ffn, format, shape->group_size);
+  model->selected.set_shape(shape->hidden, head_format, shape->group_size);
+  bool fits = reserve(*model, model->head, shape->vocab, shape->hidden, head_format);
   for (auto& layer : model->layers)
-    fits = fits && reserve(*model, layer.qkv, qkv, shape->hidden) &&
-           reserve(*model, layer.out, shape->hidden, attention) &&
-           reserve(*model, layer.gate_up, 2 * shape->ffn, shape->hidden) &&
-           reserve(*model, layer.down, shape->hidden, shape->ffn);
+    fits = fits && reserve(*model, layer.qkv, qkv, shape->hidden, format) &&
+           reserve(*model, layer.out, shape->hidden, attention, format) &&
+           reserve(*model, layer.gate_up, 2 * shape->ffn, shape->hidden, format) &&
+           reserve(*model, layer.down, shape->hidden, shape->ffn, format);
   return fits ? model.release() : nullptr;
 }
 
@@ -95,13 +107,23 @@ void native_destroy(Decoder* model) { delete model; }
 // Packs a linear layer from row-major bf16 rows [k] each. For kGateUp the gate's rows are
 // 0 .. ffn - 1 and up's are ffn .. 2 * ffn - 1, both given in one call.
 void native_set_linear(Decoder* model, int which, int layer, const bf16* const* rows, int n) {
-  const int ffn = model->shape.ffn;
   pack(*model->team, linear_of(*model, which, layer), [&](int row) -> const bf16* {
-    if (row >= n) return nullptr;
-    if (which != kGateUp) return rows[row];
-    const int tile = row / kTileColumns, column = row % kTileColumns;
-    return column < kLanes ? rows[tile * kLanes + column]
-                           : rows[ffn + tile * kLanes + column - kLanes];
+    const int from = checkpoint_row(*model, which, row, n);
+    return from < 0 ? nullptr : rows[from];
+  });
+}
+
+// The same from codes: the rows are those of the parts, one part after the other.
+void native_set_codes(Decoder* model, int which, int layer, const CodesFormat* format,
+                      const CodesPart* parts, int num_parts) {
+  int n = 0;
+  for (int i = 0; i < num_parts; ++i) n += parts[i].n;
+  pack_codes(*model->team, linear_of(*model, which, layer), *format, [&](int row) -> CodesRow {
+    int output = checkpoint_row(*model, which, row, n);
+    if (output < 0) return {nullptr, 0};
+    const CodesPart* part = parts;
+    for (; output >= part->n; ++part) output -= part->n;
+    return {part, output};
   });
 }
 

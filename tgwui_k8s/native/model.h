@@ -16,7 +16,8 @@ constexpr int kBlock = 16;  // positions of one KV block
 // Must match `NativeShape` in runtime/native.py.
 struct Shape {
   int32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_positions, threads;
-  int32_t int8_weights;  // 1: linear layers in 8 bits, 0: in bf16
+  Format format;       // of the linear layers; with codes the head is in bf16
+  int32_t group_size;  // of codes: inputs that share a scale; divides every layer's inputs
   float norm_eps, attention_scale;
 };
 

@@ -146,6 +146,26 @@ inline Shorts load_bytes(const int8_t* from) {  // 32 of them, widened
   return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from)),
           _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(from + 16)))};
 }
+inline Ints load_ints(const int32_t* from) {
+  return {_mm256_loadu_si256((const __m256i*)from), _mm256_loadu_si256((const __m256i*)(from + 8))};
+}
+inline Ints load_codes(const uint8_t* from) {  // 16 of them, widened
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)),
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8)))};
+}
+// The lowest 4 bits of each int16, and the following ones in their place.
+inline Shorts low_nibbles(Ints words) {
+  const __m256i mask = _mm256_set1_epi32(0xf000f);
+  return {_mm256_and_si256(words.low, mask), _mm256_and_si256(words.high, mask)};
+}
+inline Ints next_nibbles(Ints words) {
+  return {_mm256_srli_epi32(words.low, 4), _mm256_srli_epi32(words.high, 4)};
+}
+inline Ints less_product(Ints from, Ints a, int b) {
+  const __m256i factor = _mm256_set1_epi32(b);
+  return {_mm256_sub_epi32(from.low, _mm256_mullo_epi32(a.low, factor)),
+          _mm256_sub_epi32(from.high, _mm256_mullo_epi32(a.high, factor))};
+}
 inline Shorts all_pairs(const int16_t* pair) {
   const __m256i pairs = _mm256_set1_epi32(bits_of(pair));
   return {pairs, pairs};

@@ -75,6 +75,16 @@ inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Shorts load_bytes(const int8_t* from) {  // 32 of them, widened
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
 }
+inline Ints load_ints(const int32_t* from) { return _mm512_loadu_si512(from); }
+inline Ints load_codes(const uint8_t* from) {  // 16 of them, widened
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+}
+// The lowest 4 bits of each int16, and the following ones in their place.
+inline Shorts low_nibbles(Ints words) { return _mm512_and_si512(words, _mm512_set1_epi32(0xf000f)); }
+inline Ints next_nibbles(Ints words) { return _mm512_srli_epi32(words, 4); }
+inline Ints less_product(Ints from, Ints a, int b) {
+  return _mm512_sub_epi32(from, _mm512_mullo_epi32(a, _mm512_set1_epi32(b)));
+}
 inline Shorts all_pairs(const int16_t* pair) { return _mm512_set1_epi32(bits_of(pair)); }
 
 // Both products of every pair are added to the pair's sum, exactly.

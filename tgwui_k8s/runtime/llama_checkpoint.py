@@ -2,22 +2,19 @@
 
 Llama, Mistral, Qwen2 and Qwen3: pre-norm with RMSNorm, rotary embeddings, grouped-query attention
 (with biases in Qwen2, with norms of queries and keys in Qwen3), SwiGLU. What differs from that
-in any way is refused here, so that it runs through Transformers instead. NumPy only.
+in any way is refused here, so that it runs through Transformers instead. Weights are floating
+point, or in 4 bits as AWQ and GPTQ keep them.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
-from tgwui_k8s.runtime.native import INT8_GROUP, DecoderShape
+from tgwui_k8s.runtime.native import INT8_GROUP, DecoderShape, WeightFormat
+from tgwui_k8s.runtime.quantized.formats import PackedFormat
 from tgwui_k8s.storage.safetensors_file import TensorEntry
 
 ARCHITECTURES = {
@@ -26,7 +23,10 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-ITEM_TYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+GROUP_SIZES = (128, 64, 32)
+"""Inputs of a packed row that may share a scale in memory; int32 would not hold all larger sums."""
+
+FLOAT_TYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,16 @@ class LlamaCheckpoint:
     is_tied: bool
     has_qkv_bias: bool
     has_head_norms: bool
+    packed: PackedFormat | None = None
+    """How the linear layers are kept, all but the head; None for floating point."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> LlamaCheckpoint:
+    def read(
+        cls,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorEntry],
+        packed: PackedFormat | None = None,
+    ) -> LlamaCheckpoint:
         """Check a configuration and the tensors that belong to it.
 
         Raises `UnsupportedModelError` for anything but a plain Llama shape and
@@ -80,7 +87,10 @@ class LlamaCheckpoint:
             is_tied=bool(config.get("tie_word_embeddings", False)),
             has_qkv_bias=family == "qwen2",
             has_head_norms=family == "qwen3",
+            packed=packed,
         )
+        if packed is not None:
+            checkpoint._check_packed(packed)
         checkpoint._check_tensors(tensors)
         return checkpoint
 
@@ -90,13 +100,38 @@ class LlamaCheckpoint:
         embedding = 0 if self.is_tied else self.shape.vocab * self.shape.hidden
         return embedding + sum(outputs * inputs for outputs, inputs in self._linear_sizes())
 
-    def num_weight_bytes(self, *, int8: bool) -> int:
+    @property
+    def group_size(self) -> int:
+        """Inputs of a packed row that share a scale in memory; 0 where nothing is packed.
+
+        The checkpoint's own groups may be larger: then several in memory have the same scale.
+        """
+        if self.packed is None:
+            return 0
+        groups = {self.packed.group_size} - {-1}
+        sizes = {*self._packed_inputs(), *groups}
+        return next((size for size in GROUP_SIZES if not any(n % size for n in sizes)), 0)
+
+    def _packed_inputs(self) -> tuple[int, ...]:
+        return self.shape.hidden, self.shape.heads * self.shape.head_dim, self.shape.ffn
+
+    def num_weight_bytes(self, weight_format: WeightFormat) -> int:
         """Memory of the packed weights, in bytes; an embedding of its own stays in bf16."""
         embedding = 0 if self.is_tied else 2 * self.shape.vocab * self.shape.hidden
-        return embedding + sum(
-            outputs * (-(-inputs // INT8_GROUP) * (INT8_GROUP + 4) if int8 else 2 * inputs)
+        head, *layers = (
+            outputs * self._row_bytes(inputs, weight_format)
             for outputs, inputs in self._linear_sizes()
         )
+        if weight_format == WeightFormat.CODES:
+            head = 2 * self.shape.vocab * self.shape.hidden
+        return embedding + head + sum(layers)
+
+    def _row_bytes(self, inputs: int, weight_format: WeightFormat) -> int:
+        if weight_format == WeightFormat.INT8:
+            return -(-inputs // INT8_GROUP) * (INT8_GROUP + 4)
+        if weight_format == WeightFormat.CODES:
+            return inputs // 2 + inputs // self.group_size * 5  # a scale of 4 bytes, a zero of 1
+        return 2 * inputs
 
     def _linear_sizes(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of every linear layer, the head included."""
@@ -123,16 +158,41 @@ class LlamaCheckpoint:
             yield layer + "input_layernorm.weight", (s.hidden,)
             yield layer + "post_attention_layernorm.weight", (s.hidden,)
             for name, size in (("q", queries), ("k", keys), ("v", keys)):
-                yield f"{layer}self_attn.{name}_proj.weight", (size, s.hidden)
+                yield from self._linear_tensors(f"{layer}self_attn.{name}_proj", size, s.hidden)
                 if self.has_qkv_bias:
                     yield f"{layer}self_attn.{name}_proj.bias", (size,)
-            yield layer + "self_attn.o_proj.weight", (s.hidden, queries)
+            yield from self._linear_tensors(layer + "self_attn.o_proj", s.hidden, queries)
             if self.has_head_norms:
                 yield layer + "self_attn.q_norm.weight", (s.head_dim,)
                 yield layer + "self_attn.k_norm.weight", (s.head_dim,)
-            yield layer + "mlp.gate_proj.weight", (s.ffn, s.hidden)
-            yield layer + "mlp.up_proj.weight", (s.ffn, s.hidden)
-            yield layer + "mlp.down_proj.weight", (s.hidden, s.ffn)
+            yield from self._linear_tensors(layer + "mlp.gate_proj", s.ffn, s.hidden)
+            yield from self._linear_tensors(layer + "mlp.up_proj", s.ffn, s.hidden)
+            yield from self._linear_tensors(layer + "mlp.down_proj", s.hidden, s.ffn)
+
+    def _linear_tensors(
+        self, name: str, outputs: int, inputs: int
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if self.packed is None:
+            yield f"{name}.weight", (outputs, inputs)
+            return
+        groups = 1 if self.packed.group_size == -1 else inputs // self.packed.group_size
+        is_awq = self.packed.method == "awq"
+        yield f"{name}.qweight", (inputs, outputs // 8) if is_awq else (inputs // 8, outputs)
+        yield f"{name}.qzeros", (groups, outputs // 8)
+        yield f"{name}.scales", (groups, outputs)
+
+    def _check_packed(self, packed: PackedFormat) -> None:
+        if packed.bits != 4 or packed.has_act_order:
+            what = "act-order" if packed.has_act_order else f"{packed.bits} bits"
+            raise UnsupportedModelError(f"the native decoder has no {packed.method} of {what}")
+        is_uneven = packed.group_size > 0 and any(
+            n % packed.group_size for n in self._packed_inputs()
+        )
+        if is_uneven or not self.group_size:
+            raise UnsupportedModelError(
+                f"the native decoder cannot divide {self._packed_inputs()} inputs into groups "
+                f"of {packed.group_size}"
+            )
 
     def _check_tensors(self, tensors: Mapping[str, TensorEntry]) -> None:
         expected = dict(self.tensor_shapes())
@@ -145,11 +205,13 @@ class LlamaCheckpoint:
                     f"{entry.file.name}: tensor '{name}' has shape {list(entry.shape)} where "
                     f"config.json says {list(shape)}; the files are of different models"
                 )
-            if entry.dtype not in ITEM_TYPES:
+            types = ("I32",) if name.endswith((".qweight", ".qzeros")) else FLOAT_TYPES
+            if entry.dtype not in types:
                 raise UnsupportedModelError(f"'{name}' is stored as {entry.dtype}")
         ignored = {"lm_head.weight"} if self.is_tied else set()
+        endings = ("rotary_emb.inv_freq",) if self.packed is None else ("inv_freq", ".g_idx")
         for name in tensors.keys() - expected.keys() - ignored:
-            if not name.endswith("rotary_emb.inv_freq"):
+            if not name.endswith(endings):
                 raise UnsupportedModelError(f"the native decoder has no place for '{name}'")
 
 
@@ -169,47 +231,3 @@ def _windows(config: Mapping[str, Any], family: str) -> tuple[int | None, ...]:
             for index in range(num_layers)
         ]
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
-
-
-class TensorReader:
-    """Tensors of safetensors files by name, read through memory maps."""
-
-    def __init__(self, tensors: Mapping[str, TensorEntry]) -> None:
-        self._tensors = tensors
-        self._maps: dict[Path, mmap.mmap] = {}
-
-    def bfloat16(self, name: str) -> npt.NDArray[np.uint16]:
-        """A tensor as bf16 bits; a view of the file where it is stored so."""
-        values = self._read(name)
-        if values.dtype == np.uint16:
-            return values
-        return round_to_bfloat16(values.astype(np.float32))
-
-    def float32(self, name: str) -> npt.NDArray[np.float32]:
-        """A tensor as float32; always a copy."""
-        values = self._read(name)
-        if values.dtype == np.uint16:
-            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.astype(np.float32)
-
-    def num_bytes(self, name: str) -> int:
-        """Size of a tensor in its file."""
-        return self._tensors[name].num_bytes
-
-    def _read(self, name: str) -> npt.NDArray[Any]:
-        entry = self._tensors[name]
-        if entry.file not in self._maps:
-            with entry.file.open("rb") as file:
-                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        item_type = np.dtype(ITEM_TYPES[entry.dtype])
-        count = entry.num_bytes // item_type.itemsize
-        values = np.frombuffer(self._maps[entry.file], item_type, count, entry.offset)
-        return values.reshape(entry.shape)
-
-
-def round_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to nearest, ties to even; NaN stays NaN."""
-    bits = values.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)

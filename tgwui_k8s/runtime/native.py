@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tgwui_k8s.contract import Batch
 from tgwui_k8s.errors import IntegrityError, NotEnoughMemoryError
 from tgwui_k8s.runtime.limits import cpu_flags
+from tgwui_k8s.runtime.packed_codes import CodesLayer, CodesLayout
 
 LIBRARIES = Path(__file__).parent.parent / "native"
 
@@ -35,6 +36,16 @@ INT8_GROUP = 64
 """Inputs of an int8 row that share a float32 scale; `kGroup` of int8_product.h."""
 
 REMEDY = "give it more memory or take a smaller model"
+
+
+class WeightFormat(IntEnum):
+    """How linear layers are held in memory; the enum of native/inputs.h."""
+
+    BFLOAT16 = 0
+    INT8 = 1
+    """Rounded as they are packed, see native/int8_product.h."""
+    CODES = 2
+    """4 bits as AWQ and GPTQ have them, see native/codes_product.h; the head in bf16."""
 
 
 class NativeLinear(IntEnum):
@@ -64,7 +75,7 @@ class NativeShape(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_positions",
-            "threads", "int8_weights",
+            "threads", "weight_format", "group_size",
         )),
         ("norm_eps", ctypes.c_float),
         ("attention_scale", ctypes.c_float),
@@ -80,6 +91,27 @@ class NativeSequence(ctypes.Structure):
         ("start", ctypes.c_int32),
         ("table_length", ctypes.c_int32),
         ("block_tables", ctypes.c_void_p),
+    )
+
+
+class _CodesFormat(ctypes.Structure):
+    """`CodesFormat` of codes_product.h."""
+
+    _fields_ = (
+        ("inputs_per_word", ctypes.c_int32),
+        ("outputs_per_word", ctypes.c_int32),
+        ("shifts", ctypes.c_int32 * 8),
+    )
+
+
+class _CodesPart(ctypes.Structure):
+    """`CodesPart` of codes_product.h."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("num_outputs", ctypes.c_int32),
     )
 
 
@@ -173,19 +205,20 @@ class NativeDecoder:
         sines: npt.NDArray[np.float32],
         num_threads: int,
         variant: Variant,
-        int8_weights: bool = False,
+        weight_format: WeightFormat = WeightFormat.BFLOAT16,
+        group_size: int = 0,
     ) -> None:
         """Reserve room for the weights; `set_layer` does for the cache.
 
-        `cosines` and `sines` are float32 [max_positions, head_dim / 2]. With `int8_weights` the
-        linear layers are rounded to 8 bits as they are packed (see native/int8_product.h).
+        `cosines` and `sines` are float32 [max_positions, head_dim / 2]. Inputs share a
+        scale in groups of `group_size` with codes, which are set by `set_codes`.
         Raises `NotEnoughMemoryError`.
         """
         self.shape = shape
         self._library = _load(variant.library)
         sizes = NativeShape(
             shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
-            shape.vocab, cosines.shape[0], num_threads, int8_weights,
+            shape.vocab, cosines.shape[0], num_threads, weight_format, group_size,
             shape.norm_eps, shape.attention_scale,
         )  # fmt: skip
         self._decoder = ctypes.c_void_p(
@@ -218,6 +251,33 @@ class NativeDecoder:
         ).astype(np.uint64)
         self._library.native_set_linear(
             self._decoder, int(which), layer, _address(addresses), len(addresses)
+        )
+
+    def set_codes(
+        self, which: NativeLinear, layer: int, layout: CodesLayout, parts: Sequence[CodesLayer]
+    ) -> None:
+        """Pack a linear layer from codes in `layout`; parts as for `set_linear`."""
+        codes_format = _CodesFormat(
+            layout.inputs_per_word, layout.outputs_per_word, (ctypes.c_int32 * 8)(*layout.shifts)
+        )
+        native_parts = (_CodesPart * len(parts))(
+            *(
+                _CodesPart(
+                    _address(part.words),
+                    _address(part.scales),
+                    _address(part.zeros),
+                    part.num_outputs,
+                )
+                for part in parts
+            )
+        )
+        self._library.native_set_codes(
+            self._decoder,
+            int(which),
+            layer,
+            ctypes.byref(codes_format),
+            native_parts,
+            len(parts),
         )
 
     def get_row(self, which: NativeLinear, layer: int, row: int) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ NATIVE = "Native"
 LOADER_NAMES = (TRANSFORMERS, NATIVE, AWQ, GPTQ, LLAMA_CPP, NEURON, VLLM, EMBEDDINGS, FAKE)
 """Every loader this project knows."""
 
-FASTER = {TRANSFORMERS: NATIVE}
+FASTER = {TRANSFORMERS: NATIVE, AWQ: NATIVE, GPTQ: NATIVE}
 """Where a loader was inferred, the one that is tried before it: it does less, but faster."""
 
 _SPELLINGS = {

@@ -1,16 +1,4 @@
-"""How checkpoints hold quantized weights: which tensors a layer has, and what they mean.
-
-    AWQ   qweight int32 [inputs, outputs/8]     8 outputs in an int32, in an order of its own
-          qzeros  int32 [groups, outputs/8]     the same
-          scales  float [groups, outputs]
-    GPTQ  qweight int32 [inputs/8, outputs]     8 inputs in an int32, or 4 of 8 bits
-          qzeros  int32 [groups, outputs/8]     zero points, less one in the first version
-          scales  float [groups, outputs]
-          g_idx   int32 [inputs]                which group each input belongs to
-
-Sources: AutoAWQ's `WQLinear_GEMM` and `dequantize_gemm`; AutoGPTQ's `QuantLinear`; GPTQModel's
-`checkpoint_format`.
-"""
+"""How checkpoints become quantized weights: which tensors a layer has, and what they mean."""
 
 from __future__ import annotations
 
@@ -23,14 +11,16 @@ import torch
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.runtime.checkpoint_reader import LazyTensor
-from tgwui_k8s.runtime.quantized.weight import SUPPORTED_BITS, QuantizedWeight, quantize
+from tgwui_k8s.runtime.quantized.formats import (
+    AWQ_PLACES,
+    PackedFormat,
+    awq_format,
+    gptq_format,
+)
+from tgwui_k8s.runtime.quantized.weight import QuantizedWeight, quantize
 from tgwui_k8s.storage.safetensors_file import TensorEntry
 
-_AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where each of eight consecutive outputs stands in AWQ's int32, in units of 4 bits."""
-
 _WORD_BITS = 32
-_MIN_GROUP_SIZE = 32
 
 
 class QuantizationScheme(Protocol):
@@ -71,11 +61,24 @@ class QuantizationScheme(Protocol):
 
 @dataclass(frozen=True)
 class PackedScheme:
-    """What AWQ and GPTQ have in common. `group_size` -1 is one group for all inputs."""
+    """What AWQ and GPTQ have in common."""
 
-    folder: Path
-    bits: int
-    group_size: int
+    format: PackedFormat
+
+    @property
+    def bits(self) -> int:
+        """See `QuantizationScheme`."""
+        return self.format.bits
+
+    @property
+    def description(self) -> str:
+        """See `QuantizationScheme`."""
+        return self.format.description
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint is."""
+        return self.format.folder
 
     def layers(self, tensor_names: Collection[str]) -> set[str]:
         """Those with a part of a quantized weight, whatever the configuration says of exceptions.
@@ -117,7 +120,7 @@ class PackedScheme:
         if not fits:
             raise BrokenModelError(
                 f"{self.folder}: tensor '{name}' is {list(tensor.shape)}, which does not fit "
-                f"{self.bits} bits in groups of {self.group_size} (expected "
+                f"{self.bits} bits in groups of {self.format.group_size} (expected "
                 f"{['any' if size < 0 else size for size in shape]})"
             )
         is_packed = name.rsplit(".", 1)[1] != "scales"
@@ -129,7 +132,7 @@ class PackedScheme:
         return tensor
 
     def _num_groups(self, layer: str, num_inputs: int) -> int:
-        group_size = num_inputs if self.group_size == -1 else self.group_size
+        group_size = num_inputs if self.format.group_size == -1 else self.format.group_size
         if num_inputs % group_size:
             raise BrokenModelError(
                 f"{self.folder}: the {num_inputs} inputs of '{layer}' do not divide into groups "
@@ -142,22 +145,10 @@ class PackedScheme:
 class AwqScheme(PackedScheme):
     """AWQ in its GEMM layout."""
 
-    @property
-    def description(self) -> str:
-        """Method and bits."""
-        return f"awq {self.bits} bit"
-
     @classmethod
     def from_config(cls, folder: Path, config: Mapping[str, Any]) -> AwqScheme:
-        """From `quantization_config`, or from AutoAWQ's older `quant_config.json`.
-
-        Raises `UnsupportedModelError` that names what is not supported.
-        """
-        bits = config.get("bits", config.get("w_bit"))
-        _require(folder, "bits", bits, (4,))
-        version = str(config.get("version", "gemm")).lower()
-        _require(folder, "version", version, ("gemm",))
-        return cls(folder, 4, _group_size(folder, config, "q_group_size"))
+        """Raises `UnsupportedModelError` that names what is not supported."""
+        return cls(awq_format(folder, config))
 
     def read(self, layer: str, tensors: Mapping[str, LazyTensor]) -> QuantizedWeight:
         """See `QuantizationScheme`."""
@@ -176,32 +167,12 @@ class AwqScheme(PackedScheme):
 
 @dataclass(frozen=True)
 class GptqScheme(PackedScheme):
-    """GPTQ, with or without act-order. `zero_offset` is what the stored zero points lack."""
-
-    zero_offset: int
-
-    @property
-    def description(self) -> str:
-        """Method and bits."""
-        return f"gptq {self.bits} bit"
+    """GPTQ, with or without act-order."""
 
     @classmethod
     def from_config(cls, folder: Path, config: Mapping[str, Any]) -> GptqScheme:
-        """From `quantization_config` or `quantize_config.json`.
-
-        Raises `UnsupportedModelError` that names what is not supported.
-        """
-        bits = config.get("bits")
-        _require(folder, "bits", bits, SUPPORTED_BITS)
-        layout = "marlin" if config.get("is_marlin_format") else "gptq"
-        layout = str(config.get("checkpoint_format") or layout).lower()
-        _require(folder, "checkpoint_format", layout, ("gptq", "gptq_v2"))
-        return cls(
-            folder,
-            int(bits or 0),
-            _group_size(folder, config, "group_size"),
-            zero_offset=0 if layout == "gptq_v2" else 1,
-        )
+        """Raises `UnsupportedModelError` that names what is not supported."""
+        return cls(gptq_format(folder, config))
 
     def read(self, layer: str, tensors: Mapping[str, LazyTensor]) -> QuantizedWeight:
         """See `QuantizationScheme`."""
@@ -214,7 +185,9 @@ class GptqScheme(PackedScheme):
         )
         scales = self._tensor(f"{layer}.scales", tensors, (num_groups, num_outputs))
         # A byte that overflows starts again at 0, as AutoGPTQ's own unpacking does.
-        zeros = (_unpack_gptq(packed_zeros, self.bits) + self.zero_offset) & (2**self.bits - 1)
+        zeros = (_unpack_gptq(packed_zeros, self.bits) + self.format.zero_offset) & (
+            2**self.bits - 1
+        )
         codes = _unpack_gptq(words.t(), self.bits)
         order = self._order(layer, tensors, num_inputs, num_groups)
         return QuantizedWeight(
@@ -247,31 +220,11 @@ class GptqScheme(PackedScheme):
         return order
 
 
-def _group_size(folder: Path, config: Mapping[str, Any], older_key: str) -> int:
-    size = config.get("group_size", config.get(older_key))
-    is_size = isinstance(size, int) and not isinstance(size, bool)
-    if not is_size or (size != -1 and (size < _MIN_GROUP_SIZE or size % _MIN_GROUP_SIZE)):
-        raise UnsupportedModelError(
-            f"{folder}: the quantization's group_size is {size!r}; this loader runs multiples of "
-            f"{_MIN_GROUP_SIZE}, and -1"
-        )
-    return int(size)
-
-
-def _require(folder: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None:
-    if value not in supported:
-        known = " or ".join(str(option) for option in supported)
-        raise UnsupportedModelError(
-            f"{folder}: the quantization's {key} is {value!r}; this loader runs {known}, the "
-            "nearest for others is the vLLM loader"
-        )
-
-
 def _unpack_awq(words: torch.Tensor) -> torch.Tensor:
     """int32 [rows, outputs/8] to codes uint8 [outputs, rows]."""
     turned = words.t().contiguous()
     codes = torch.empty(turned.shape[0], 8, turned.shape[1], dtype=torch.uint8)
-    for output, place in enumerate(_AWQ_PLACES):
+    for output, place in enumerate(AWQ_PLACES):
         codes[:, output] = (turned >> (4 * place)) & 15
     return codes.flatten(0, 1)
 

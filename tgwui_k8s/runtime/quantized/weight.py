@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-SUPPORTED_BITS = (4, 8)
-
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
