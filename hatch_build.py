@@ -35,7 +35,6 @@ LIBRARIES = {
     "decoder-avx512vnni": ("decoder.cpp", VNNI),
     "decoder-avx512": ("decoder.cpp", AVX512),
     "decoder-avx2": ("decoder.cpp", AVX2),
-    "quantized_linear": ("quantized_linear.cpp", []),  # chooses by the processor it finds itself on
 }
 
 

@@ -29,7 +29,7 @@ from benchmarks.load.machine import conditions
 from loaders.native import NativeLoader  # noqa: TID251 - measured by itself
 from tgwui_k8s.contract import Batch, LoadRequest, ModelRunner, ScheduledSequence
 from tgwui_k8s.runtime.limits import cpu_quota
-from tgwui_k8s.runtime.native import Variant, variants_here
+from tgwui_k8s.runtime.native_library import Variant, variants_here
 
 WEIGHTS = ("bfloat16", "int8")
 BATCHES = (1, 2, 4, 8, 16)

@@ -1,6 +1,6 @@
 """The `Native` loader: Llama-shaped models on x86-64 processors, without torch.
 
-Weights are bfloat16, or AWQ's and GPTQ's in 4 bits. `--loader-option weights=int8` rounds bfloat16
+Weights are bfloat16, or AWQ's and GPTQ's codes. `--loader-option weights=int8` rounds bfloat16
 to 8 bits as it is read: half the memory, and half the time where a step is bound by reading it.
 
 It is tried before Transformers, AutoAWQ and AutoGPTQ where the loader is inferred. Weights go
@@ -40,13 +40,13 @@ from tgwui_k8s.runtime.limits import available_memory, cpu_quota
 from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
 from tgwui_k8s.runtime.native import (
+    BFLOAT16,
     BLOCK_SIZE,
+    INT8,
     NativeDecoder,
-    Variant,
-    WeightFormat,
-    variants_here,
-    why_unavailable,
+    WeightKind,
 )
+from tgwui_k8s.runtime.native_library import Variant, variants_here, why_unavailable
 from tgwui_k8s.runtime.native_weights import read_weights
 from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.quantized.formats import packed_format
@@ -99,17 +99,17 @@ class NativeLoader:
     def check(self, request: LoadRequest) -> None:
         """Raise what `load` would, as far as the files' headers and this machine tell."""
         _, _, checkpoint = _examine(request)
-        _weight_format(request, checkpoint)
+        _weight_kind(request, checkpoint)
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> NativeRunner:
         """Raises `UnsupportedModelError` for every model that Transformers should run instead."""
         config, weights, checkpoint = _examine(request)
-        weight_format, quantization = _weight_format(request, checkpoint)
+        held, quantization = _weight_kind(request, checkpoint)
         variant = self._variant or variants_here()[0]
         max_model_len = choose_max_model_len(
             config.get("max_position_embeddings"), [rope_parameters(config)], request.max_model_len
         )
-        num_weight_bytes = checkpoint.num_weight_bytes(weight_format)
+        num_weight_bytes = checkpoint.num_weight_bytes(held)
         groups, layout = _plan(checkpoint, request, max_model_len, num_weight_bytes)
         with _left_to_transformers():
             cosines, sines = rope_tables(
@@ -121,8 +121,7 @@ class NativeLoader:
             sines=sines,
             num_threads=request.num_threads or cpu_quota(),
             variant=variant,
-            weight_format=weight_format,
-            group_size=checkpoint.group_size,
+            weights=held,
         )
         _reserve_cache(decoder, checkpoint, groups, layout)
         with reading_ahead(request, weights, progress) as note:
@@ -165,23 +164,23 @@ def _left_to_transformers() -> Iterator[None]:
         raise UnsupportedModelError(f"config.json is not complete: {error}") from error
 
 
-def _weight_format(
+def _weight_kind(
     request: LoadRequest, checkpoint: LlamaCheckpoint
-) -> tuple[WeightFormat, str | None]:
+) -> tuple[WeightKind, str | None]:
     """How the weights are held, and what `ModelInfo` calls it."""
     wanted = request.options.get("weights", "bfloat16")
     if wanted not in ("bfloat16", "int8"):
         raise UnsupportedModelError(
             f"loader 'Native': weights={wanted[:100]} is not known; say bfloat16 or int8"
         )
-    if checkpoint.packed is None:
-        return (WeightFormat.INT8, "int8") if wanted == "int8" else (WeightFormat.BFLOAT16, None)
+    if checkpoint.packed is None or checkpoint.codes is None:
+        return (INT8, "int8") if wanted == "int8" else (BFLOAT16, None)
     if "weights" in request.options:
         raise UnsupportedModelError(
             f"loader 'Native': the weights are {checkpoint.packed.description} already; "
             f"leave out weights={wanted}"
         )
-    return WeightFormat.CODES, checkpoint.packed.description
+    return checkpoint.codes, checkpoint.packed.description
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:

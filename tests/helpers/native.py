@@ -8,7 +8,7 @@ import pytest
 
 from loaders.native import NativeLoader, NativeRunner
 from tgwui_k8s.contract import Batch, LoadRequest, ScheduledSequence
-from tgwui_k8s.runtime.native import Variant, variants_here, why_unavailable
+from tgwui_k8s.runtime.native_library import Variant, variants_here, why_unavailable
 
 needs_native_decoder = pytest.mark.skipif(
     why_unavailable() is not None, reason=f"no native decoder: {why_unavailable()}"

@@ -144,7 +144,8 @@ FORMATS = {
     "GPTQ, act-order": Format("gptq", act_order=True),
     "GPTQ, second version": Format("gptq", version="gptq_v2"),
     "GPTQ, act-order, second version": Format("gptq", act_order=True, version="gptq_v2"),
-    "GPTQ, 8 bits": Format("gptq", bits=8, act_order=True),
+    "GPTQ, 8 bits": Format("gptq", bits=8),
+    "GPTQ, 8 bits, act-order": Format("gptq", bits=8, act_order=True),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.podman import HARDENED, TIMEOUT_SECONDS, Container, Podman
 from tgwui_k8s import demo
-from tgwui_k8s.runtime.native import VARIANTS
+from tgwui_k8s.runtime.native_library import VARIANTS
 
 pytestmark = pytest.mark.timeout(1800)
 """The first test waits for the builds."""

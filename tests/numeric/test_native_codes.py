@@ -25,7 +25,7 @@ from tgwui_k8s.runtime.native import NativeLinear
 
 pytestmark = needs_native_decoder
 
-SUPPORTED = [name for name in FORMATS if "act-order" not in name and "8 bits" not in name]
+SUPPORTED = [name for name in FORMATS if "act-order" not in name]
 UP_PROJ = "model.layers.1.mlp.up_proj"
 
 
@@ -45,7 +45,7 @@ def test_weights_read_back_are_the_formula(name, variant, tmp_path):
         expected = []
         for module in names:
             weight = plain[f"model.layers.1.{module}.weight"]
-            rounded = round_weight(weight, bits=4, group_size=form.group_size, groups=None)
+            rounded = round_weight(weight, bits=form.bits, group_size=form.group_size, groups=None)
             steps = rounded.codes.astype(np.float32) - rounded.zeros[rounded.groups]
             expected.append((steps * rounded.scales.astype(np.float32)[rounded.groups]).T)
         rows = np.concatenate(expected)
@@ -71,7 +71,7 @@ def test_logits_are_those_of_the_dequantized_weights(name, architecture, variant
     runner = load(folder, variant)
     logits = execute(runner, part(runner, TOKENS))
     assert np.abs(logits - expected).mean() < np.abs(own - expected).mean()
-    assert runner.info.quantization == f"{FORMATS[name].method} 4 bit"
+    assert runner.info.quantization == f"{FORMATS[name].method} {FORMATS[name].bits} bit"
     runner.close()
 
 
@@ -126,14 +126,13 @@ def test_it_is_tried_first_where_nobody_chose(method, loader, tmp_path):
     named.close()
 
 
-@pytest.mark.parametrize("name", ["GPTQ, act-order", "GPTQ, 8 bits"])
-def test_others_are_left_to_their_loader(name, tmp_path, caplog):
-    """Act-order and 8 bits run through Transformers."""
-    folder = make_quantized(tmp_path, FORMATS[name])
+def test_act_order_is_left_to_its_loader(tmp_path, caplog):
+    """It runs through Transformers."""
+    folder = make_quantized(tmp_path, FORMATS["GPTQ, act-order"])
     caplog.set_level("INFO")
     runner = load_model(request(folder, loader="AutoGPTQ"), lambda _: None)
     assert runner.info.loader == "AutoGPTQ"
-    assert "loader Native is not used: the native decoder has no gptq of act-order" in caplog.text
+    assert "loader Native is not used: the native decoder has no gptq with act-order" in caplog.text
     runner.close()
 
 
@@ -156,7 +155,6 @@ def test_act_order_is_seen_in_the_tensors_too(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"bits": 8}, "gptq of 8 bits"),
         ({"bits": 3}, "bits is 3"),
         ({"group_size": 96}, r"cannot divide \(64, 64, 128\) inputs into groups of 96"),
     ],
@@ -170,10 +168,10 @@ def test_what_it_cannot_hold_is_refused_by_name(overrides, message, tmp_path):
 
 
 def test_an_odd_size_of_layers_is_left_to_transformers(tmp_path):
-    """One group over 80 inputs: none of the decoder's sizes divides that."""
-    shape = {"hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 16}
+    """24 inputs: no multiple of the registers' 16."""
+    shape = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16}
     folder = make_quantized(tmp_path, FORMATS["AWQ, one group"], **shape)
-    with pytest.raises(UnsupportedModelError, match="cannot divide"):
+    with pytest.raises(UnsupportedModelError, match="24 is not a multiple of 16"):
         load(folder)
 
 

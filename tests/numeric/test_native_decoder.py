@@ -17,7 +17,7 @@ from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.engine.core import EngineCore
 from tgwui_k8s.engine.messages import EngineSettings
 from tgwui_k8s.errors import NotEnoughMemoryError, UnsupportedModelError
-from tgwui_k8s.runtime.native import variants_here
+from tgwui_k8s.runtime.native_library import variants_here
 from tgwui_k8s.runtime.rope import rope_tables
 from tgwui_k8s.runtime.tensor_reader import round_to_bfloat16
 from tgwui_k8s.sampling import SamplingParams

@@ -24,7 +24,7 @@ from tests.helpers.quantized_checkpoints import (
 from tests.helpers.transformers_models import load_request, load_runner, random_tokens
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.errors import BrokenModelError, StartupError, UnsupportedModelError
-from tgwui_k8s.runtime.quantized import native
+from tgwui_k8s.runtime import native_library
 from tgwui_k8s.runtime.quantized.schemes import AwqScheme, GptqScheme
 from tgwui_k8s.runtime.quantized.weight import quantize
 from tgwui_k8s.runtime.transformers_runner import TransformersRunner
@@ -108,10 +108,10 @@ def test_without_the_native_library_weights_are_expanded(
     """The same text from more memory, and the log says why."""
     folder = make_quantized(tmp_path / "model", FORMATS["GPTQ, act-order"])
     expected = PagedDriver(load(folder)).generate(PROMPT, 12)
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "missing.so")
+    monkeypatch.setattr(native_library, "LIBRARIES", tmp_path)
     runner = load(folder)
     assert PagedDriver(runner).generate(PROMPT, 12) == expected
-    assert "expanded to torch.float32: the library was not built" in caplog.text
+    assert "expanded to torch.float32: the native library was not built" in caplog.text
     assert runner.info.weight_bytes == 4 * runner.info.num_parameters
 
 

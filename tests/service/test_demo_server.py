@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.server_process import ServerProcess
 from tests.helpers.versions import in_dtype, needs_transformers
 from tgwui_k8s.demo import model_path
-from tgwui_k8s.runtime.native import why_unavailable
+from tgwui_k8s.runtime.native_library import why_unavailable
 
 RECIPE = "This is a cake recipe:\n\n1."
 PROMPTS = (

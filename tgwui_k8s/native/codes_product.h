@@ -1,13 +1,13 @@
-// A register tile of a matrix product with weights in codes of 4 bits: AWQ and GPTQ.
+// A register tile of a matrix product with weights in codes of 4 or 8 bits: AWQ and GPTQ.
 //
 // A weight is scale * (code - zero); scale and zero belong to a group of inputs of one output row.
 // Activations are rounded to 16 bits as for int8 weights (int8_product.h), and a group is summed
 // exactly in int32: codes times activations, less the zero times the sum of the activations;
-// 15 * 32767 * 128 < 2^31. Groups are added in float32, in order.
+// 255 * 32767 * 128 < 2^31, so a group has at most 128 inputs. Groups are added in float32, in order.
 //
-// Packed weights are [n/32] tiles of codes, int32 [k/8][32]: 8 inputs of one output row each, the
-// first of every pair in the low half, the second in the high; then scales, float32 [groups][32];
-// then zeros, uint8 [groups][32].
+// Packed weights are [n/32] tiles of codes, int32 [k/8][32] or, with 8 bits, [k/4][32]: inputs of one
+// output row, the first of every pair in the low half, the second in the high; then scales, float32
+// [groups][32]; then zeros, uint8 [groups][32].
 
 #pragma once
 
@@ -18,15 +18,17 @@
 
 namespace native {
 
-constexpr int kWordInputs = 8;   // inputs in one int32
 constexpr int kCodesPrefetch = 3 << 10;  // bytes
 
 // Where the parts of a tile stand.
 struct CodesTile {
-  int k, group_size;
+  int k, group_size, bits;
 
   int groups() const { return k / group_size; }
-  int64_t scales() const { return (int64_t)k / kWordInputs * kTileColumns * sizeof(int32_t); }
+  int word_inputs() const { return 32 / bits; }
+  // Where code `place` of an int32 begins.
+  int shift(int place) const { return place / 2 * bits + place % 2 * 16; }
+  int64_t scales() const { return (int64_t)k / word_inputs() * kTileColumns * sizeof(int32_t); }
   int64_t zeros() const { return scales() + (int64_t)groups() * kTileColumns * sizeof(float); }
   int64_t bytes() const { return (zeros() + groups() * kTileColumns + 63) / 64 * 64; }
 };
@@ -42,10 +44,10 @@ inline void sum_groups(const int16_t* x, int rows, int groups, int group_size, i
 
 // A group of `R` rows, x [k/2][R][2] with `sums_of_x` [groups][R], times `T` weight tiles;
 // to [2 T][R] are the sums of each half tile, not scaled by the rows' scales yet.
-template <int R, int T>
+template <int Bits, int R, int T>
 inline void multiply_codes_tiles(const char* weights, const CodesTile& tile, const int16_t* x,
                                  const int32_t* sums_of_x, Floats* to) {
-  constexpr int C = 2 * T;
+  constexpr int C = 2 * T, kPairs = 16 / Bits;
   const int64_t tile_bytes = tile.bytes();
   for (int c = 0; c < C; ++c)
     for (int r = 0; r < R; ++r) to[c * R + r] = zeros();
@@ -54,7 +56,7 @@ inline void multiply_codes_tiles(const char* weights, const CodesTile& tile, con
     Ints sums[C][R];
     for (int c = 0; c < C; ++c)
       for (int r = 0; r < R; ++r) sums[c][r] = no_ints();
-    for (int word = 0; word < tile.group_size / kWordInputs; ++word) {
+    for (int word = 0; word < tile.group_size / (2 * kPairs); ++word) {
       Ints words[C];
       for (int c = 0; c < C; ++c) {
         const char* at = codes + c / 2 * tile_bytes + c % 2 * kLanes * sizeof(int32_t);
@@ -62,11 +64,11 @@ inline void multiply_codes_tiles(const char* weights, const CodesTile& tile, con
         prefetch(at + kCodesPrefetch);
       }
       codes += kTileColumns * sizeof(int32_t);
-      for (int pair = 0; pair < kWordInputs / 2; ++pair, x += 2 * R) {
+      for (int pair = 0; pair < kPairs; ++pair, x += 2 * R) {
         Shorts w[C];
         for (int c = 0; c < C; ++c) {
-          w[c] = low_nibbles(words[c]);
-          words[c] = next_nibbles(words[c]);
+          w[c] = low_codes<Bits>(words[c]);
+          words[c] = next_codes<Bits>(words[c]);
         }
         for (int r = 0; r < R; ++r) {
           const Shorts factors = all_pairs(x + 2 * r);
@@ -92,7 +94,10 @@ __attribute__((noinline)) inline void multiply_codes(const char* weights, const 
                                                      const int16_t* x, const int32_t* sums_of_x,
                                                      int rows, int tiles, Floats* to) {
   with_counts(rows, tiles, [&](auto r, auto t) {
-    multiply_codes_tiles<r(), t()>(weights, tile, x, sums_of_x, to);
+    if (tile.bits == 4)
+      multiply_codes_tiles<4, r(), t()>(weights, tile, x, sums_of_x, to);
+    else
+      multiply_codes_tiles<8, r(), t()>(weights, tile, x, sums_of_x, to);
   });
 }
 
@@ -112,16 +117,16 @@ inline void multiply_codes(const char* weights, const CodesTile& layout, const i
   });
 }
 
-// How a checkpoint packs codes: an int32 holds some inputs of some outputs, and a code stands at
-// `shifts[its place among them]`. One of the two counts is 8, the other 1. Must match `_CodesFormat`
-// in runtime/native.py.
+// How a checkpoint packs codes: an int32 holds some inputs of one output, or some outputs of one
+// input, and a code begins at bit `shifts[its place among them]`. Must match `_CodesFormat` in
+// runtime/native_library.py.
 struct CodesFormat {
-  int32_t inputs_per_word, outputs_per_word;
-  int32_t shifts[kWordInputs];
+  int32_t bits, inputs_per_word, outputs_per_word;
+  int32_t shifts[8];
 };
 
 // A layer as a checkpoint holds it: words [k / inputs_per_word][n / outputs_per_word],
-// scales [groups][n], zeros [groups][n]. Must match `_CodesPart` in runtime/native.py.
+// scales [groups][n], zeros [groups][n]. Must match `_CodesPart` in runtime/native_library.py.
 struct CodesPart {
   const int32_t* words;
   const float* scales;
@@ -132,7 +137,7 @@ struct CodesPart {
     const int64_t row = input / format.inputs_per_word;
     const int64_t width = n / format.outputs_per_word;
     const int place = input % format.inputs_per_word + output % format.outputs_per_word;
-    return words[row * width + output / format.outputs_per_word] >> format.shifts[place] & 15;
+    return words[row * width + output / format.outputs_per_word] >> format.shifts[place] & ((1 << format.bits) - 1);
   }
 };
 
@@ -151,13 +156,13 @@ void pack_codes_tile(char* weights, const CodesTile& tile, const CodesFormat& fo
   for (int column = 0; column < kTileColumns; ++column) {
     const CodesRow row = source(column);
     if (row.part == nullptr) continue;  // fresh memory is zero
-    for (int input = 0; input < tile.k; input += kWordInputs) {
-      uint32_t word = 0;
-      for (int i = 0; i < kWordInputs; ++i) {
-        const uint32_t code = row.part->code(format, input + i, row.output);
-        word |= code << (i / 2 * 4 + i % 2 * 16);
+    for (int word = 0; word < tile.k / tile.word_inputs(); ++word) {
+      uint32_t packed = 0;
+      for (int i = 0; i < tile.word_inputs(); ++i) {
+        const int input = word * tile.word_inputs() + i;
+        packed |= (uint32_t)row.part->code(format, input, row.output) << tile.shift(i);
       }
-      codes[input / kWordInputs * kTileColumns + column] = (int32_t)word;
+      codes[word * kTileColumns + column] = (int32_t)packed;
     }
     for (int group = 0; group < tile.groups(); ++group) {
       const int64_t from = (int64_t)group * row.part->n + row.output;
@@ -173,9 +178,9 @@ inline void unpack_codes_row(const char* weights, const CodesTile& tile, int col
   const auto* scales = (const float*)(weights + tile.scales());
   const auto* zeros = (const uint8_t*)(weights + tile.zeros());
   for (int i = 0; i < tile.k; ++i) {
-    const int place = i % kWordInputs, group = i / tile.group_size;
-    const uint32_t word = (uint32_t)codes[i / kWordInputs * kTileColumns + column];
-    const int code = word >> (place / 2 * 4 + place % 2 * 16) & 15;
+    const int group = i / tile.group_size;
+    const uint32_t word = (uint32_t)codes[i / tile.word_inputs() * kTileColumns + column];
+    const int code = word >> tile.shift(i % tile.word_inputs()) & ((1 << tile.bits) - 1);
     to[i] = scales[group * kTileColumns + column] * (code - zeros[group * kTileColumns + column]);
   }
 }

@@ -1,7 +1,7 @@
 // The forward pass of Llama-shaped decoders on x86-64 CPUs, over a paged KV cache.
 //
 // One call computes a whole step: every token of every sequence of the batch, prefill and decode
-// alike. Weights are bf16, int8 or codes of 4 bits, packed once at load; sums, the residual stream, norms, softmax
+// alike. Weights are bf16, int8 or codes, packed once at load; sums, the residual stream, norms, softmax
 // and logits are float32. Plain C interface, no torch: `tgwui_k8s/runtime/native.py` binds it.
 //
 //   simd.h             registers: simd_avx512.h or simd_avx2.h
@@ -10,7 +10,8 @@
 //   bf16_product.h     tiles of bf16 weights, with BF16 instructions
 //   widened_product.h  the same without
 //   int8_product.h     tiles of int8 weights
-//   codes_product.h    tiles of weights in codes of 4 bits
+//   codes_product.h    tiles of weights in codes of 4 or 8 bits
+//   codes_linear.h     a linear layer in codes by itself
 //   inputs.h           rows that meet them
 //   product.h          linear layers
 //   attention.h        paged attention
@@ -24,6 +25,7 @@
 // The gate and up projections are interleaved by 16 rows, so that one tile holds both and
 // SiLU(gate) * up is formed in registers.
 
+#include "codes_linear.h"
 #include "step.h"
 
 using namespace native;
@@ -34,6 +36,7 @@ bool reserve(Decoder& model, Linear& linear, int n, int k, Format format) {
   linear.n = n;
   linear.k = k;
   linear.format = format;
+  linear.bits = model.shape.bits;
   linear.group_size = model.shape.group_size;
   linear.weights = (char*)model.take((size_t)linear.tiles() * linear.tile_bytes());
   return linear.weights != nullptr;
@@ -155,5 +158,31 @@ void native_step(Decoder* model, const int32_t* token_ids, int num_tokens, const
                  int num_sequences, const int32_t* logit_tokens, int num_logits, float* logits) {
   Step(*model, token_ids, num_tokens, sequences, num_sequences, logit_tokens, num_logits, logits).run();
 }
+
+// ------------------------------------------------------------------- a linear layer by itself
+// Bound by runtime/quantized/native.py.
+
+Team* native_create_team(int num_threads) { return new Team(num_threads); }
+
+void native_destroy_team(Team* team) { delete team; }
+
+// Returns null when there is not enough memory.
+CodesLinear* native_create_codes(int n, int k, int bits, int group_size) {
+  auto layer = std::make_unique<CodesLinear>(n, k, bits, group_size);
+  return layer->is_there() ? layer.release() : nullptr;
+}
+
+void native_fill_codes(CodesLinear* layer, Team* team, const CodesFormat* format,
+                       const CodesPart* part) {
+  layer->fill(*team, *format, *part);
+}
+
+// out [rows][n] = x [rows][k] times the weight; `is_exact`: x is not rounded to 16 bits.
+void native_multiply_codes(CodesLinear* layer, Team* team, const float* x, int rows, bool is_exact,
+                           float* out) {
+  layer->multiply(*team, x, rows, is_exact, out);
+}
+
+void native_destroy_codes(CodesLinear* layer) { delete layer; }
 
 }  // extern "C"

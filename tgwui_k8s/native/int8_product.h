@@ -38,7 +38,8 @@ inline float largest(const Number* x, int count) {
 // Rounds a group of rows of activations [rows][k] to int16, side by side [padded k/2][rows][2], and
 // tells each row's scale. If a row holds an infinity or NaN, so is its scale, and all its sums become
 // NaN.
-inline void quantize_rows(const Activation* x, int k, int rows, int16_t* to, float* scales) {
+template <typename Number>
+inline void quantize_rows(const Number* x, int k, int rows, int16_t* to, float* scales) {
   float inverses[kRowGroup];
   for (int r = 0; r < rows; ++r) {
     const float most = largest(x + (int64_t)r * k, k);

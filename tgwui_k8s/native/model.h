@@ -17,7 +17,7 @@ constexpr int kBlock = 16;  // positions of one KV block
 struct Shape {
   int32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_positions, threads;
   Format format;       // of the linear layers; with codes the head is in bf16
-  int32_t group_size;  // of codes: inputs that share a scale; divides every layer's inputs
+  int32_t bits, group_size;  // of codes; so many inputs share a scale
   float norm_eps, attention_scale;
 };
 

@@ -1,7 +1,7 @@
 // Linear layers: weights packed for the registers, and their products.
 //
 // Packed bf16 weights are [n/32][k/2][32][2]: 32 output rows side by side, inputs in pairs. For
-// int8 see int8_product.h, for codes of 4 bits codes_product.h.
+// int8 see int8_product.h, for codes codes_product.h.
 
 #pragma once
 
@@ -17,7 +17,7 @@ namespace native {
 struct Linear {
   int n = 0, k = 0;  // n is padded to whole tiles in the packed weights
   Format format = Format::kBf16;
-  int group_size = 0;  // of codes
+  int bits = 0, group_size = 0;  // of codes
   char* weights = nullptr;
   std::vector<float> bias;
 
@@ -27,7 +27,7 @@ struct Linear {
     if (format == Format::kCodes) return codes_tile().bytes();
     return (int64_t)k * kTileColumns * sizeof(bf16);
   }
-  CodesTile codes_tile() const { return {k, group_size}; }
+  CodesTile codes_tile() const { return {k, group_size, bits}; }
   char* tile(int index) const { return weights + index * tile_bytes(); }
 };
 

@@ -153,13 +153,15 @@ inline Ints load_codes(const uint8_t* from) {  // 16 of them, widened
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)),
           _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8)))};
 }
-// The lowest 4 bits of each int16, and the following ones in their place.
-inline Shorts low_nibbles(Ints words) {
-  const __m256i mask = _mm256_set1_epi32(0xf000f);
+// The lowest bits of each int16, and the following ones in their place.
+template <int Bits>
+inline Shorts low_codes(Ints words) {
+  const __m256i mask = _mm256_set1_epi32(((1 << Bits) - 1) * 0x10001);
   return {_mm256_and_si256(words.low, mask), _mm256_and_si256(words.high, mask)};
 }
-inline Ints next_nibbles(Ints words) {
-  return {_mm256_srli_epi32(words.low, 4), _mm256_srli_epi32(words.high, 4)};
+template <int Bits>
+inline Ints next_codes(Ints words) {
+  return {_mm256_srli_epi32(words.low, Bits), _mm256_srli_epi32(words.high, Bits)};
 }
 inline Ints less_product(Ints from, Ints a, int b) {
   const __m256i factor = _mm256_set1_epi32(b);

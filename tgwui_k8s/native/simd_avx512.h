@@ -79,9 +79,15 @@ inline Ints load_ints(const int32_t* from) { return _mm512_loadu_si512(from); }
 inline Ints load_codes(const uint8_t* from) {  // 16 of them, widened
   return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
 }
-// The lowest 4 bits of each int16, and the following ones in their place.
-inline Shorts low_nibbles(Ints words) { return _mm512_and_si512(words, _mm512_set1_epi32(0xf000f)); }
-inline Ints next_nibbles(Ints words) { return _mm512_srli_epi32(words, 4); }
+// The lowest bits of each int16, and the following ones in their place.
+template <int Bits>
+inline Shorts low_codes(Ints words) {
+  return _mm512_and_si512(words, _mm512_set1_epi32(((1 << Bits) - 1) * 0x10001));
+}
+template <int Bits>
+inline Ints next_codes(Ints words) {
+  return _mm512_srli_epi32(words, Bits);
+}
 inline Ints less_product(Ints from, Ints a, int b) {
   return _mm512_sub_epi32(from, _mm512_mullo_epi32(a, _mm512_set1_epi32(b)));
 }

@@ -3,7 +3,7 @@
 Llama, Mistral, Qwen2 and Qwen3: pre-norm with RMSNorm, rotary embeddings, grouped-query attention
 (with biases in Qwen2, with norms of queries and keys in Qwen3), SwiGLU. What differs from that
 in any way is refused here, so that it runs through Transformers instead. Weights are floating
-point, or in 4 bits as AWQ and GPTQ keep them.
+point, or codes as AWQ and GPTQ keep them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
-from tgwui_k8s.runtime.native import INT8_GROUP, DecoderShape, WeightFormat
+from tgwui_k8s.runtime.native import BFLOAT16, INT8, DecoderShape, WeightFormat, WeightKind
+from tgwui_k8s.runtime.packed_codes import group_size_in_memory
 from tgwui_k8s.runtime.quantized.formats import PackedFormat
 from tgwui_k8s.storage.safetensors_file import TensorEntry
 
@@ -23,9 +24,6 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-GROUP_SIZES = (128, 64, 32)
-"""Inputs of a packed row that may share a scale in memory; int32 would not hold all larger sums."""
-
 FLOAT_TYPES = ("BF16", "F16", "F32")
 
 
@@ -97,53 +95,40 @@ class LlamaCheckpoint:
     @property
     def num_parameters(self) -> int:
         """Numbers in the matrices."""
-        embedding = 0 if self.is_tied else self.shape.vocab * self.shape.hidden
-        return embedding + sum(outputs * inputs for outputs, inputs in self._linear_sizes())
+        embeddings = (1 if self.is_tied else 2) * self.shape.vocab * self.shape.hidden
+        layer = sum(outputs * inputs for outputs, inputs in self._layer_sizes())
+        return embeddings + self.shape.layers * layer
 
     @property
-    def group_size(self) -> int:
-        """Inputs of a packed row that share a scale in memory; 0 where nothing is packed.
-
-        The checkpoint's own groups may be larger: then several in memory have the same scale.
-        """
+    def codes(self) -> WeightKind | None:
+        """How packed weights are held; None where nothing is packed."""
         if self.packed is None:
-            return 0
+            return None
         groups = {self.packed.group_size} - {-1}
-        sizes = {*self._packed_inputs(), *groups}
-        return next((size for size in GROUP_SIZES if not any(n % size for n in sizes)), 0)
+        group_size = group_size_in_memory(*self._packed_inputs(), *groups)
+        return WeightKind(WeightFormat.CODES, self.packed.bits, group_size)
 
     def _packed_inputs(self) -> tuple[int, ...]:
         return self.shape.hidden, self.shape.heads * self.shape.head_dim, self.shape.ffn
 
-    def num_weight_bytes(self, weight_format: WeightFormat) -> int:
+    def num_weight_bytes(self, weights: WeightKind) -> int:
         """Memory of the packed weights, in bytes; an embedding of its own stays in bf16."""
-        embedding = 0 if self.is_tied else 2 * self.shape.vocab * self.shape.hidden
-        head, *layers = (
-            outputs * self._row_bytes(inputs, weight_format)
-            for outputs, inputs in self._linear_sizes()
-        )
-        if weight_format == WeightFormat.CODES:
-            head = 2 * self.shape.vocab * self.shape.hidden
-        return embedding + head + sum(layers)
+        rows = self.shape.vocab
+        embedding = 0 if self.is_tied else rows * BFLOAT16.row_bytes(self.shape.hidden)
+        head = rows * (INT8 if weights == INT8 else BFLOAT16).row_bytes(self.shape.hidden)
+        layer = sum(outputs * weights.row_bytes(inputs) for outputs, inputs in self._layer_sizes())
+        return embedding + head + self.shape.layers * layer
 
-    def _row_bytes(self, inputs: int, weight_format: WeightFormat) -> int:
-        if weight_format == WeightFormat.INT8:
-            return -(-inputs // INT8_GROUP) * (INT8_GROUP + 4)
-        if weight_format == WeightFormat.CODES:
-            return inputs // 2 + inputs // self.group_size * 5  # a scale of 4 bytes, a zero of 1
-        return 2 * inputs
-
-    def _linear_sizes(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of every linear layer, the head included."""
+    def _layer_sizes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every linear layer of one block."""
         s = self.shape
         attention = s.heads * s.head_dim
-        layer = [
+        return [
             (attention + 2 * s.kv_heads * s.head_dim, s.hidden),
             (s.hidden, attention),
             (2 * s.ffn, s.hidden),
             (s.hidden, s.ffn),
         ]
-        return [(s.vocab, s.hidden)] + s.layers * layer
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor the checkpoint must hold, with its shape."""
@@ -176,19 +161,20 @@ class LlamaCheckpoint:
             yield f"{name}.weight", (outputs, inputs)
             return
         groups = 1 if self.packed.group_size == -1 else inputs // self.packed.group_size
+        codes = 32 // self.packed.bits
         is_awq = self.packed.method == "awq"
-        yield f"{name}.qweight", (inputs, outputs // 8) if is_awq else (inputs // 8, outputs)
-        yield f"{name}.qzeros", (groups, outputs // 8)
+        words = (inputs, outputs // codes) if is_awq else (inputs // codes, outputs)
+        yield f"{name}.qweight", words
+        yield f"{name}.qzeros", (groups, outputs // codes)
         yield f"{name}.scales", (groups, outputs)
 
     def _check_packed(self, packed: PackedFormat) -> None:
-        if packed.bits != 4 or packed.has_act_order:
-            what = "act-order" if packed.has_act_order else f"{packed.bits} bits"
-            raise UnsupportedModelError(f"the native decoder has no {packed.method} of {what}")
+        if packed.has_act_order:
+            raise UnsupportedModelError(f"the native decoder has no {packed.method} with act-order")
         is_uneven = packed.group_size > 0 and any(
             n % packed.group_size for n in self._packed_inputs()
         )
-        if is_uneven or not self.group_size:
+        if is_uneven:
             raise UnsupportedModelError(
                 f"the native decoder cannot divide {self._packed_inputs()} inputs into groups "
                 f"of {packed.group_size}"

@@ -57,8 +57,10 @@ class _Packing:
     def _pack_layer(self, layer: int) -> None:
         prefix = f"model.layers.{layer}."
         qkv = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
-        packed = self._checkpoint.packed
-        linear = self._floats if packed is None else partial(self._codes, packed)
+        packed, codes = self._checkpoint.packed, self._checkpoint.codes
+        linear = self._floats
+        if packed is not None and codes is not None:
+            linear = partial(self._codes, packed, codes.group_size)
         linear(NativeLinear.QKV, layer, *qkv)
         linear(NativeLinear.OUT, layer, prefix + "self_attn.o_proj")
         linear(NativeLinear.GATE_UP, layer, prefix + "mlp.gate_proj", prefix + "mlp.up_proj")
@@ -76,8 +78,14 @@ class _Packing:
         self._decoder.set_linear(which, layer, [self._reader.bfloat16(name) for name in names])
         self._note(*names)
 
-    def _codes(self, packed: PackedFormat, which: NativeLinear, layer: int, *modules: str) -> None:
-        group_size = self._checkpoint.group_size
+    def _codes(
+        self,
+        packed: PackedFormat,
+        group_size: int,
+        which: NativeLinear,
+        layer: int,
+        *modules: str,
+    ) -> None:
         parts = [read_codes(self._reader, module, packed, group_size) for module in modules]
         self._decoder.set_codes(which, layer, CodesLayout.of(packed), parts)
         self._note(*(f"{m}.{part}" for m in modules for part in ("qweight", "qzeros", "scales")))

@@ -16,7 +16,7 @@ from tgwui_k8s import __version__
 from tgwui_k8s.cli import main
 from tgwui_k8s.config import Settings
 from tgwui_k8s.errors import BindError
-from tgwui_k8s.runtime.native import why_unavailable
+from tgwui_k8s.runtime.native_library import why_unavailable
 from tgwui_k8s.setting_field import setting_fields
 
 Run = Callable[..., Result]

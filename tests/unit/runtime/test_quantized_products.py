@@ -6,17 +6,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tgwui_k8s.runtime.native_library import why_unavailable  # noqa: E402
 from tgwui_k8s.runtime.quantized import native  # noqa: E402
-from tgwui_k8s.runtime.quantized.linear import QuantizedLinear  # noqa: E402
+from tgwui_k8s.runtime.quantized.linear import (  # noqa: E402
+    ExpandedProduct,
+    QuantizedLinear,
+    choose_product,
+)
 from tgwui_k8s.runtime.quantized.weight import QuantizedWeight, quantize  # noqa: E402
 
-SHAPES = [(16, 64, 32), (40, 128, 64), (72, 384, 128), (24, 200, 200), (1, 32, 32)]
+SHAPES = [(16, 64, 32), (40, 128, 64), (72, 384, 128), (24, 208, 208), (1, 32, 32)]
 """Outputs, inputs, group size: whole tiles and part of one, one group and several."""
 
 
 @pytest.fixture(name="team", params=[1, 3])
 def _team(request: pytest.FixtureRequest) -> native.Team:
-    if reason := native.why_unavailable():
+    if reason := why_unavailable():
         pytest.skip(f"AVX: {reason}")
     return native.Team(request.param)
 
@@ -61,6 +66,27 @@ def test_a_row_is_the_same_beside_others(team: native.Team, dtype: torch.dtype) 
     alone = torch.cat([product(row.unsqueeze(0)) for row in x])
     for num_rows in (2, 3, 4, 7, 11):
         assert torch.equal(product(x[:num_rows]), alone[:num_rows])
+
+
+def test_a_width_that_the_kernel_cannot_hold_is_expanded() -> None:
+    """One group over 200 inputs, which are no multiple of 16."""
+    make = choose_product(torch.device("cpu"), torch.float32, num_threads=1)
+    weight = random_weight(24, 200, 4, 200)
+    product = make(weight)
+    assert isinstance(product, ExpandedProduct)
+    x = torch.randn(3, 200)
+    torch.testing.assert_close(product(x), x @ weight.dequantize().T)
+
+
+def test_a_row_that_is_not_finite_stays_alone(team: native.Team) -> None:
+    """Infinity in one row of a batch is not a number there, and nothing to the others."""
+    product = native.NativeProduct(random_weight(48, 256, 8, 64), team)
+    x = torch.randn(4, 256)
+    expected = product(x)
+    x[2, 17] = torch.inf
+    output = product(x)
+    assert not output[2].isfinite().any()
+    assert torch.equal(output[[0, 1, 3]], expected[[0, 1, 3]])
 
 
 def test_sorted_inputs_are_sorted_back(team: native.Team) -> None:

@@ -1,6 +1,6 @@
 """A linear layer whose weight stays quantized in memory, and the choice of its kernel.
 
-CPU    native/quantized_linear.cpp (native.py)
+CPU    native/codes_linear.h (native.py)
 CUDA   our Triton kernel (triton_product.py)
 else   the weight is expanded once, at load: as fast and as large as an unquantized model
 """
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from tgwui_k8s.errors import IntegrityError
+from tgwui_k8s.runtime.native_library import why_unavailable
 from tgwui_k8s.runtime.quantized import native
 from tgwui_k8s.runtime.quantized.weight import QuantizedWeight
 
@@ -57,21 +59,27 @@ class ExpandedProduct:
 
 def choose_product(device: torch.device, dtype: torch.dtype, num_threads: int) -> MakeProduct:
     """How weights are multiplied on this device; says so once where that is the fallback."""
-    reason = native.why_unavailable() if device.type == "cpu" else _why_no_triton()
+    reason = why_unavailable() if device.type == "cpu" else _why_no_triton()
     if reason is not None:
         logger.warning("quantized weights are expanded to %s: %s", dtype, reason)
         return lambda weight: ExpandedProduct(weight, dtype)
     if device.type == "cpu":
         team = native.Team(num_threads)
-        return lambda weight: native.NativeProduct(weight, team)
+        return partial(_native_or_expanded, team, dtype)
     from tgwui_k8s.runtime.quantized.triton_product import TritonProduct
 
     return TritonProduct
 
 
+def _native_or_expanded(team: native.Team, dtype: torch.dtype, weight: QuantizedWeight) -> Product:
+    if native.fits(weight):
+        return native.NativeProduct(weight, team)
+    return ExpandedProduct(weight, dtype)
+
+
 def expands_weights(device: torch.device) -> bool:
     """Whether quantized weights take as much memory as unquantized ones there."""
-    return (native.why_unavailable() if device.type == "cpu" else _why_no_triton()) is not None
+    return (why_unavailable() if device.type == "cpu" else _why_no_triton()) is not None
 
 
 def _why_no_triton() -> str | None:
