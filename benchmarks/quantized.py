@@ -144,6 +144,10 @@ def model_rows(arguments: argparse.Namespace) -> list[list[object]]:
         "AWQ, 4 bits": ("AutoAWQ", awq, {}),
         "rounded to 8 bits": ("Transformers", plain, {"weights": "int8"}),
     }
+    if arguments.device == "cpu":
+        cases["bfloat16, Native"] = ("Native", plain, {})
+        cases["AWQ, Native"] = ("Native", awq, {})
+        cases["rounded to 8 bits, Native"] = ("Native", plain, {"weights": "int8"})
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
     sizes: dict[str, float] = {}
     for _ in range(arguments.rounds):
