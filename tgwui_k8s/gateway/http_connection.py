@@ -39,7 +39,7 @@ class Exchange:
     """One request and what comes back. Read by one task."""
 
     __slots__ = (
-        "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_reader",
+        "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_loop", "_reader",
         "has_answer", "headers", "is_reused", "status",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class Exchange:
         self._buffered = 0
         self._error: ExchangeError | None = None
         self._is_complete = False
+        self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
@@ -107,7 +108,7 @@ class Exchange:
         self._connection.release(self)
 
     async def _wait(self) -> None:
-        self._reader = asyncio.get_running_loop().create_future()
+        self._reader = self._loop.create_future()
         await self._reader
 
     def _wake(self) -> None:
