@@ -107,7 +107,7 @@ def test_plain_is_what_only_brings_something() -> None:
     text = choice_of(0, 0, {"text": "ab"})
 
     def is_plain(choice: dict[str, Any], **members: Any) -> bool:
-        return read_plain(data_of(block(choice, **members))) is not None
+        return read_plain(block(choice, **members)) is not None
 
     assert is_plain(text)
     assert is_plain(text, usage=None)

@@ -33,7 +33,11 @@ class ChoiceJournal:
         """
         offset, length = choice.get("text_offset"), choice.get("text_length")
         token_ids = choice.get("token_ids")
-        if not isinstance(offset, int) or not isinstance(length, int) or token_ids is None:
+        if (
+            not isinstance(offset, int)
+            or not isinstance(length, int)
+            or not isinstance(token_ids, list)
+        ):
             raise NotContinuableError("a chunk does not say which tokens and text it holds")
         self.add(token_ids, offset, length)
         self.finish_reason = choice.get("finish_reason")

@@ -44,12 +44,15 @@ class PlainChunk(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=T
     usage: UnsetType | None = UNSET
 
 
+_DATA = b"data: "
 _decoder = msgspec.json.Decoder(PlainChunk)
 
 
-def read_plain(data: bytes) -> PlainChunk | None:
-    """None for a chunk that is not plain, and for what is no chunk at all."""
+def read_plain(block: bytes) -> PlainChunk | None:
+    """None for an event that is no plain chunk on a single line, whatever else it is."""
+    if not block.startswith(_DATA):
+        return None
     try:
-        return _decoder.decode(data)
+        return _decoder.decode(block[len(_DATA) :])
     except NOT_JSON:
         return None

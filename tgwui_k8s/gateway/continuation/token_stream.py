@@ -78,11 +78,11 @@ class TokenStream:
 
         Raises `EndpointError` for an error of the endpoint, `BrokenFramingError` for nonsense.
         """
+        if (plain := self._take_plain(block)) is not None:
+            return plain
         data = data_of(block)
         if data == DONE:
             return self._end()
-        if (plain := self._take_plain(data)) is not None:
-            return plain
         try:
             chunk = _decode(data)
         except NOT_JSON:
@@ -110,10 +110,10 @@ class TokenStream:
         self.is_complete = True
         return frame(DONE)
 
-    def _take_plain(self, data: bytes) -> bytes | None:
+    def _take_plain(self, block: bytes) -> bytes | None:
         """What brings something to a choice that has begun; None, and not taken: it is another."""
-        journal, head, chunk = self._journal, self._head, read_plain(data)
-        if journal is None or head is None or chunk is None:
+        journal, head = self._journal, self._head
+        if journal is None or head is None or (chunk := read_plain(block)) is None:
             return None
         choice = chunk.choices[0]
         if not 0 <= choice.index < len(journal.choices) or not (choice.text or choice.delta):
