@@ -90,7 +90,7 @@ class Attempt:
 
     def note_event(self) -> None:
         """The engine works: the time between events begins anew."""
-        self.note_bytes()
+        self._state.heard_time = self._loop.time()
         self._watchdog.enter("between_chunks", self._call.limits.between_chunks)
 
     def await_rest(self, seconds: float) -> None:

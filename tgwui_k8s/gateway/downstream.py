@@ -21,10 +21,12 @@ JSON_HEADER = (b"content-type", b"application/json")
 class ClientAnswer:
     """Writes one answer. `own_headers` are made when it begins: they tell what it took."""
 
-    __slots__ = ("_own_headers", "_send", "_writer", "begin_time", "is_over", "status")
+    __slots__ = ("_own_headers", "_send", "begin_time", "is_over", "status", "write_at_once")
 
     def __init__(self, scope: Scope, send: Send, own_headers: Callable[[], Headers]) -> None:
-        self._writer: BodyWriter = scope["extensions"][BODY_WRITER]["writer"]
+        writer: BodyWriter = scope["extensions"][BODY_WRITER]["writer"]
+        self.write_at_once = writer.write
+        """`write` without waiting; False where `write` would wait now."""
         self._send = send
         self._own_headers = own_headers
         self.status: int | None = None
@@ -52,10 +54,6 @@ class ClientAnswer:
     async def write(self, data: bytes) -> None:
         """Some of the body. Waits while the client does not read."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    def write_at_once(self, data: bytes) -> bool:
-        """The same without waiting; False where `write` would wait now."""
-        return self._writer.write(data)
 
     async def end(self, data: bytes = b"") -> None:
         """The end of the body."""
