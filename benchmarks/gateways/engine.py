@@ -128,6 +128,7 @@ class EngineProtocol(asyncio.Protocol):
                         "object": "chat.completion.chunk",
                         "created": 1,
                         "model": MODEL,
+                        "system_fingerprint": "fp_0123456789abcdef",
                         "choices": [choice],
                     }
                 )

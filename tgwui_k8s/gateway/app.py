@@ -104,7 +104,7 @@ class GatewayApp:
         if scope["type"] != "http":
             return
         request = _Request(scope, receive)
-        answer = ClientAnswer(send, request.own_headers)
+        answer = ClientAnswer(scope, send, request.own_headers)
         try:
             await self._dispatch(request, answer)
         except RequestError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tgwui_k8s.gateway.call import Call
@@ -76,11 +77,20 @@ class Attempt:
     async def read(self) -> bytes:
         """Some bytes of the body; nothing at its end. Raises `ExchangeError`."""
         data = await self.exchange.read()
-        self._state.heard_time = self._loop.time()
+        self.note_bytes()
         return data
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+        """See `Exchange.pour`."""
+        return await self.exchange.pour(sink)
+
+    def note_bytes(self) -> None:
+        """The endpoint lives."""
+        self._state.heard_time = self._loop.time()
 
     def note_event(self) -> None:
         """The engine works: the time between events begins anew."""
+        self._state.heard_time = self._loop.time()
         self._watchdog.enter("between_chunks", self._call.limits.between_chunks)
 
     def await_rest(self, seconds: float) -> None:
@@ -110,7 +120,7 @@ class Attempt:
         seconds = limits.first_byte if self._call.is_stream else limits.total
         self._watchdog.enter("first_byte", seconds)
         await self.exchange.head()
-        self._state.heard_time = self._loop.time()
+        self.note_bytes()
 
     def _expire(self, phase: Phase, seconds: float) -> None:
         if phase == "client" and self._task is not None:

@@ -1,12 +1,13 @@
-"""The client's side of one answer, over plain ASGI."""
+"""The client's side of one answer: ASGI, and for streams the server's `BodyWriter`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
+from tgwui_k8s.gateway.body_writer import BODY_WRITER, BodyWriter
 from tgwui_k8s.gateway.http_connection import Headers
 
 EVENT_HEADERS: Headers = [
@@ -20,9 +21,12 @@ JSON_HEADER = (b"content-type", b"application/json")
 class ClientAnswer:
     """Writes one answer. `own_headers` are made when it begins: they tell what it took."""
 
-    __slots__ = ("_own_headers", "_send", "begin_time", "is_over", "status")
+    __slots__ = ("_own_headers", "_send", "begin_time", "is_over", "status", "write_at_once")
 
-    def __init__(self, send: Send, own_headers: Callable[[], Headers]) -> None:
+    def __init__(self, scope: Scope, send: Send, own_headers: Callable[[], Headers]) -> None:
+        writer: BodyWriter = scope["extensions"][BODY_WRITER]["writer"]
+        self.write_at_once = writer.write
+        """`write` without waiting; False where `write` would wait now."""
         self._send = send
         self._own_headers = own_headers
         self.status: int | None = None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from tgwui_k8s.gateway.failures import BrokenFramingError
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 DONE = b"[DONE]"
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for data that is no JSON, or not JSON of the type that is wanted."""
 
 _DATA = b"data:"
 
@@ -25,7 +30,8 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Raises `BrokenFramingError` for a block without end."""
-        data = self._rest + data
+        if self._rest:
+            data = self._rest + data
         if b"\r" in data:
             held = b"\r" if data.endswith(b"\r") else b""  # its line feed is still to come
             data = data[: len(data) - len(held)].replace(b"\r\n", b"\n") + held
@@ -33,7 +39,7 @@ class EventSplitter:
         self._rest = blocks.pop()
         if len(self._rest) > MAX_EVENT_BYTES:
             raise BrokenFramingError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        return [block for block in blocks if block]
+        return list(filter(None, blocks))
 
 
 def is_comment(block: bytes) -> bool:

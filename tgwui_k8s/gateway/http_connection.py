@@ -39,8 +39,8 @@ class Exchange:
     """One request and what comes back. Read by one task."""
 
     __slots__ = (
-        "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_reader",
-        "has_answer", "headers", "is_reused", "status",
+        "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_loop", "_reader",
+        "_sink", "has_answer", "headers", "is_reused", "status",
     )  # fmt: skip
 
     def __init__(self, connection: HttpConnection, *, is_reused: bool) -> None:
@@ -56,7 +56,9 @@ class Exchange:
         self._buffered = 0
         self._error: ExchangeError | None = None
         self._is_complete = False
+        self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name."""
@@ -80,12 +82,27 @@ class Exchange:
             if self._is_complete:
                 return b""
             await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        if self._buffered > MAX_BUFFERED_BYTES:
-            self._connection.resume_reading()
-        self._buffered = 0
-        return data
+        return self._take()
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+        """Hand the body to `sink` as it comes, until it says False: then True; False at the end.
+
+        `sink` is called in the turn in which data arrives, without one of this task's; it must not
+        raise. Raises `ExchangeError`, but only after all that had come before it.
+        """
+        if self._chunks and not sink(self._take()):
+            return True
+        self._sink = sink
+        try:
+            while self._sink is sink:
+                if self._error is not None:
+                    raise self._error
+                if self._is_complete:
+                    return False
+                await self._wait()
+        finally:
+            self._sink = None
+        return True
 
     async def read_all(self, max_bytes: int) -> bytes:
         """The whole body. Raises `ExchangeError`, also for a longer one."""
@@ -106,8 +123,16 @@ class Exchange:
             self._wake()
         self._connection.release(self)
 
+    def _take(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if self._buffered > MAX_BUFFERED_BYTES:
+            self._connection.resume_reading()
+        self._buffered = 0
+        return data
+
     async def _wait(self) -> None:
-        self._reader = asyncio.get_running_loop().create_future()
+        self._reader = self._loop.create_future()
         await self._reader
 
     def _wake(self) -> None:
@@ -120,25 +145,31 @@ class Exchange:
         """The head is there."""
         self.status = status
         self.headers = headers
-        self._wake()
 
     def feed(self, data: bytes) -> bool:
         """Some of the body; False when the sender should pause."""
         self._chunks.append(data)
         self._buffered += len(data)
-        self._wake()
         return self._buffered <= MAX_BUFFERED_BYTES
 
     def complete(self) -> None:
         """That was the whole body."""
         self._is_complete = True
-        self._wake()
 
     def fail(self, error: ExchangeError) -> None:
         """Nothing more will come."""
         if not self._is_complete and self._error is None:
             self._error = error
-            self._wake()
+
+    def deliver(self) -> None:
+        """Nothing more comes in this turn: whoever waits gets what there is."""
+        if self._sink is not None and self._chunks:
+            if self._sink(self._take()):
+                if not self._is_complete and self._error is None:
+                    return
+            else:
+                self._sink = None
+        self._wake()
 
 
 class HttpConnection(asyncio.Protocol):
@@ -200,18 +231,20 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer; those that nobody has asked for end the connection."""
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             self.close()
             return
         self._head_bytes += len(data)
-        self._exchange.has_answer = True
+        exchange.has_answer = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._break(BrokenFramingError(f"the answer is not HTTP: {error}"))
         else:
-            if self._exchange is not None and not self._exchange.status:
+            if self._exchange is not None and not exchange.status:
                 self._check_head()
+        exchange.deliver()
 
     def eof_received(self) -> None:
         """The endpoint sends no more; `connection_lost` follows."""
@@ -224,6 +257,7 @@ class HttpConnection(asyncio.Protocol):
                 exchange.complete()
             else:
                 exchange.fail(ConnectionLostError("the connection was lost"))
+            exchange.deliver()
         self._on_free(self)
 
     # -- httptools ----------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tgwui_k8s.gateway.body_writer import BODY_WRITER, BodyWriter
+
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
 """A client that has not sent its head by then is cut off."""
@@ -57,6 +59,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = self._fed_bytes = 0
         super().on_message_begin()
+        self.scope["extensions"] = {BODY_WRITER: {"writer": BodyWriter(self.transport, self.flow)}}
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 

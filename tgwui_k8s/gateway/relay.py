@@ -33,7 +33,7 @@ from tgwui_k8s.gateway.dialects import DIALECTS, dialects_for
 from tgwui_k8s.gateway.dialects.base import Dialect
 from tgwui_k8s.gateway.downstream import EVENT_HEADERS, ClientAnswer
 from tgwui_k8s.gateway.endpoint import DialectName, EndpointState
-from tgwui_k8s.gateway.event_stream import EventSplitter, is_comment
+from tgwui_k8s.gateway.event_pipe import EventPipe
 from tgwui_k8s.gateway.failures import (
     BrokenFramingError,
     ConnectFailedError,
@@ -224,34 +224,24 @@ class Relay:
             await answer.whole(exchange.status, headers, body)
 
     async def _relay_events(self, attempt: Attempt, answer: ClientAnswer, stream: Stream) -> None:
-        splitter = EventSplitter()
+        pipe = EventPipe(attempt, answer, stream)
         stall_seconds = self._limits.client_stall_seconds
-        while not stream.is_complete and (data := await attempt.read()):
-            out: list[bytes] = []
-            has_event = False
-            failure: ExchangeError | None = None
-            for block in splitter.feed(data):
-                if is_comment(block):
-                    out.append(block + b"\n\n")
-                    continue
-                has_event = True
-                try:
-                    out.append(stream.take(block))
-                except ExchangeError as error:
-                    failure = error  # After what has come before it has been delivered.
-                    break
-            if events := b"".join(out):
-                attempt.await_client(stall_seconds)
-                if not answer.has_begun:
-                    await answer.begin(200, EVENT_HEADERS)
-                await answer.write(events)
-            if failure is not None:
-                raise failure
-            if has_event:
+        while await attempt.pour(pipe.feed) and not stream.is_complete:
+            attempt.await_client(stall_seconds)
+            held = pipe.take_held()
+            if held and not answer.has_begun:
+                await answer.begin(200, EVENT_HEADERS)
+            if answer.has_begun:
+                await answer.write(held)
+            pipe.raise_failure()
+            if pipe.brought_event:
                 attempt.note_event()
-            elif events:
+            else:
                 attempt.await_endpoint()
-        last = b"" if stream.is_complete else None if splitter.has_rest else stream.finish()
+        if stream.is_complete:
+            last: bytes | None = pipe.take_held()
+        else:
+            last = None if pipe.has_rest else stream.finish()
         if last is None:
             raise ConnectionLostError("the stream ended too early")
         attempt.await_client(stall_seconds)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tgwui_k8s.gateway.call import Call
-from tgwui_k8s.gateway.event_stream import DONE, data_of
+from tgwui_k8s.gateway.event_stream import DONE, NOT_JSON, data_of
 from tgwui_k8s.gateway.failures import EndpointError
 
 RETRYABLE_CODES = frozenset(
@@ -67,7 +67,7 @@ def usage_in(data: bytes) -> object:
     """The `usage` of an answer or event, wherever the API has it."""
     try:
         found = _usage_decoder.decode(data)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return None
     for holder in (found.message, found.response):
         if found.usage is None and isinstance(holder, dict):
@@ -104,7 +104,7 @@ class PlainStream:
     def _take_error(self, data: bytes) -> None:
         try:
             chunk = msgspec.json.decode(data)
-        except msgspec.DecodeError:
+        except NOT_JSON:
             return
         if not isinstance(chunk, dict) or not isinstance(chunk.get("error"), dict):
             return

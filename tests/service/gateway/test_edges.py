@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.helpers.gateway import events_of, running_gateway, until
+from tests.helpers.gateway import chunks_of, events_of, running_gateway, until
 from tests.helpers.gateway_scene import BODY, GOOD, PATH, chunk, scene, stream_of
 from tests.helpers.scripted_endpoint import Plan, ScriptedEndpoint, answer
 from tgwui_k8s.gateway import fleet
@@ -327,6 +327,25 @@ async def test_a_slow_reader_costs_bounded_memory_and_is_cut_off() -> None:
         assert most < 600_000
         await until(lambda: stage.endpoints[0].num_open == 0)
         writer.close()
+
+
+async def test_a_reader_that_pauses_gets_everything() -> None:
+    """The endpoint waits meanwhile; afterwards the stream flows on, with nothing lost or twice."""
+    text = "".join(f"{number:09} " for number in range(400_000))
+    places = range(0, len(text), 8000)
+    events = [chunk(text[place : place + 8000], place) for place in places]
+    end = chunk("", len(text), finish="stop")
+    async with scene(1) as stage:
+        raw = stream_of(
+            *(f'{{"padding": "{"y" * 8000}", {one[1:]}' for one in events), end, "[DONE]"
+        )
+        stage.endpoints[0].plans = deque([Plan(raw=raw)])
+        url, body = stage.gateway.url + PATH, completions(stream=True)
+        async with stage.http.stream("POST", url, json=body) as response:
+            exchanges = next(iter(stage.gateway.parts.fleet.states)).exchanges
+            await until(lambda: any(exchange._buffered > 256 * 1024 for exchange in exchanges))
+            said = (await response.aread()).decode()
+        assert "".join(one["choices"][0]["text"] for one in chunks_of(said)) == text
 
 
 async def test_a_drain_lets_streams_finish_and_takes_nothing_new() -> None:

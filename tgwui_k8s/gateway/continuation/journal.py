@@ -33,8 +33,20 @@ class ChoiceJournal:
         """
         offset, length = choice.get("text_offset"), choice.get("text_length")
         token_ids = choice.get("token_ids")
-        if not isinstance(offset, int) or not isinstance(length, int) or token_ids is None:
+        if (
+            not isinstance(offset, int)
+            or not isinstance(length, int)
+            or not isinstance(token_ids, list)
+        ):
             raise NotContinuableError("a chunk does not say which tokens and text it holds")
+        self.add(token_ids, offset, length)
+        self.finish_reason = choice.get("finish_reason")
+
+    def add(self, token_ids: list[int], offset: int, length: int) -> None:
+        """Tokens of a choice that goes on, with the place and the length of their text.
+
+        Raises `NotContinuableError` as `note` does.
+        """
         if self.text_length is not None and offset != self.text_length:
             raise NotContinuableError(
                 f"a chunk's text begins at {offset}, but {self.text_length} were delivered"
@@ -42,7 +54,6 @@ class ChoiceJournal:
         self.text_length = offset + length
         self.token_ids += token_ids
         self.has_begun = True
-        self.finish_reason = choice.get("finish_reason")
 
 
 class Journal:

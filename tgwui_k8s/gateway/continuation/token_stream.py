@@ -16,7 +16,8 @@ import msgspec
 
 from tgwui_k8s.gateway.call import CHAT, COMPLETIONS, Call
 from tgwui_k8s.gateway.continuation.journal import Journal, NotContinuableError
-from tgwui_k8s.gateway.event_stream import DONE, data_of, frame
+from tgwui_k8s.gateway.continuation.plain_chunk import read_plain
+from tgwui_k8s.gateway.event_stream import DONE, NOT_JSON, data_of, frame
 from tgwui_k8s.gateway.failures import BrokenFramingError
 from tgwui_k8s.gateway.streams import raise_if_error
 
@@ -77,12 +78,14 @@ class TokenStream:
 
         Raises `EndpointError` for an error of the endpoint, `BrokenFramingError` for nonsense.
         """
+        if (plain := self._take_plain(block)) is not None:
+            return plain
         data = data_of(block)
         if data == DONE:
             return self._end()
         try:
             chunk = _decode(data)
-        except msgspec.DecodeError:
+        except NOT_JSON:
             raise BrokenFramingError("an event is not a JSON object") from None
         raise_if_error(chunk)
         choices = chunk.get("choices")
@@ -106,6 +109,26 @@ class TokenStream:
             raise BrokenFramingError("the stream ended before its choices")
         self.is_complete = True
         return frame(DONE)
+
+    def _take_plain(self, block: bytes) -> bytes | None:
+        """What brings something to a choice that has begun; None, and not taken: it is another."""
+        journal, head = self._journal, self._head
+        if journal is None or head is None or (chunk := read_plain(block)) is None:
+            return None
+        choice = chunk.choices[0]
+        if not 0 <= choice.index < len(journal.choices) or not (choice.text or choice.delta):
+            return None
+        entry = journal.choices[choice.index]
+        if not entry.has_begun or entry.finish_reason is not None:
+            return None
+        entry.add(choice.token_ids, choice.text_offset, choice.text_length)
+        self._count_completion(len(choice.token_ids))
+        if not self._keeps_extensions:
+            choice.hide_tokens()
+        if self._is_resumed:
+            for name, value in head.items():
+                setattr(chunk, name, value)
+        return frame(_encode(chunk))
 
     def _enter(self, choice: Any) -> bool:
         """Note a choice of a chunk and make it the client's; False: it adds nothing."""
@@ -133,11 +156,13 @@ class TokenStream:
 
     def _count(self, choice: dict[str, Any], *, has_begun: bool) -> None:
         """Keep the call's figures, so that a stream that breaks off can be accounted for, too."""
-        call = self._call
-        call.num_completion_tokens = (call.num_completion_tokens or 0) + len(choice["token_ids"])
-        prompt = choice.get("prompt_token_ids")
+        self._count_completion(len(choice["token_ids"]))
+        call, prompt = self._call, choice.get("prompt_token_ids")
         if prompt is not None and not (self._is_resumed and has_begun):
             call.num_prompt_tokens = (call.num_prompt_tokens or 0) + len(prompt)
+
+    def _count_completion(self, num_tokens: int) -> None:
+        self._call.num_completion_tokens = (self._call.num_completion_tokens or 0) + num_tokens
 
     def _says_something(self, choice: dict[str, Any], *, has_begun: bool) -> bool:
         """False for a chunk that is there for its token ids only."""

@@ -21,7 +21,7 @@ from tgwui_k8s.gateway.dialects.text_generation import (
     TextRequest,
     error_envelope,
 )
-from tgwui_k8s.gateway.event_stream import data_of
+from tgwui_k8s.gateway.event_stream import NOT_JSON, data_of
 from tgwui_k8s.gateway.failures import BrokenFramingError, EndpointError
 from tgwui_k8s.gateway.streams import Stream
 
@@ -66,7 +66,7 @@ class KserveDialect:
         """`{"error": text}` in our envelope."""
         try:
             message = msgspec.json.decode(body, type=dict[str, Any]).get("error", "")
-        except msgspec.DecodeError:
+        except NOT_JSON:
             message = "The engine could not answer the request."
         return status, error_envelope(status, str(message))
 
@@ -83,7 +83,7 @@ class KserveStream:
         """A piece as a chunk."""
         try:
             event = msgspec.json.decode(data_of(block), type=dict[str, Any])
-        except msgspec.DecodeError:
+        except NOT_JSON:
             raise BrokenFramingError("an event is not a JSON object") from None
         if "error" in event:
             raise EndpointError(500, error_envelope(500, str(event["error"])))

@@ -7,6 +7,7 @@ import msgspec
 from tgwui_k8s.gateway.call import CHAT, COMPLETIONS, Call
 from tgwui_k8s.gateway.continuation.token_stream import TokenStream, can_continue
 from tgwui_k8s.gateway.dialects.text_generation import error_envelope
+from tgwui_k8s.gateway.event_stream import NOT_JSON
 from tgwui_k8s.gateway.streams import PlainStream, Stream
 
 _WITH_DONE = frozenset({COMPLETIONS, CHAT})
@@ -69,7 +70,7 @@ class VllmDialect(OwnDialect):
         """Older versions have the error without an envelope around it."""
         try:
             found = msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except NOT_JSON:
             return status, error_envelope(status, "The engine could not answer the request.")
         if isinstance(found, dict) and isinstance(found.get("error"), dict):
             return status, body

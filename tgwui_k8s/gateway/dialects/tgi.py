@@ -22,7 +22,7 @@ from tgwui_k8s.gateway.dialects.text_generation import (
     error_envelope,
     usage_of,
 )
-from tgwui_k8s.gateway.event_stream import data_of
+from tgwui_k8s.gateway.event_stream import NOT_JSON, data_of
 from tgwui_k8s.gateway.failures import BrokenFramingError, EndpointError
 from tgwui_k8s.gateway.streams import PlainStream, Stream
 
@@ -104,7 +104,7 @@ class TgiStream:
         """A token as a chunk; with the last one, the end."""
         try:
             event = msgspec.json.decode(data_of(block), type=dict[str, Any])
-        except msgspec.DecodeError:
+        except NOT_JSON:
             raise BrokenFramingError("an event is not a JSON object") from None
         if "error" in event:
             can_retry = event.get("error_type") in _RETRYABLE
@@ -143,5 +143,5 @@ def _usage(details: Mapping[str, Any], num_prefill: int) -> dict[str, int] | Non
 def _message(body: bytes) -> str:
     try:
         return str(msgspec.json.decode(body, type=dict[str, Any]).get("error", ""))
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return "The engine could not answer the request."
