@@ -162,6 +162,7 @@ class Call:
 def read_asked(body: bytes) -> Asked:
     """The members of a JSON body. Raises `InvalidRequestError` where it is not an object."""
     try:
+        body.decode()  # the decoder passes over strings that it does not keep
         asked = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequestError(

@@ -41,7 +41,9 @@ def test_added_members_count_and_nothing_else_changes(
     assert json.loads(written) == {**body, "seed": 7, "return_token_ids": True}
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b'"x"', b"{}{}", b"\xff", b"nul"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{", b'"x"', b"{}{}", b"\xff", b"nul", b'{"x":"\xff"}']
+)
 def test_what_is_no_object_is_refused(raw: bytes) -> None:
     """In the words of the engine."""
     with pytest.raises(InvalidRequestError, match="could not parse the JSON body"):
