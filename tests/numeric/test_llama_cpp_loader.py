@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from tests.helpers.paged_driver import PagedDriver
 from tgwui_k8s import demo
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
+from tgwui_k8s.engine.grammar import Grammars
 from tgwui_k8s.errors import (
     BrokenModelError,
     EngineUnavailableError,
@@ -301,18 +301,15 @@ def test_file_without_weights_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-def test_tokenizer_beside_the_file_serves_where_its_own_cannot(
-    checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """A way of splitting that is unknown here needs the original tokenizer.json."""
-    path = make_gguf(checkpoint("llama"), tmp_path / "model.gguf", split="kimi-k2")
-    with pytest.raises(UnsupportedModelError, match=r"put the tokenizer\.json"):
-        load(path)
-
-    shutil.copy(checkpoint("llama") / "tokenizer.json", tmp_path)
-    runner = load(path)
+def test_grammars_read_the_tokenizer_in_the_file(llama: Path) -> None:
+    """The engine looks at the vocabulary with the first grammar, not before."""
+    pytest.importorskip("llguidance", reason="needs llguidance")
+    runner = load(llama)
     runner.close()
+    grammars = Grammars.of(runner.info, llama)
 
+    assert grammars is not None
+    assert not grammars.compile('start: "cake"').is_complete
     assert runner.info.tokenizer_json is None
 
 

@@ -57,7 +57,6 @@ from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError
 from tgwui_k8s.garbage_collection import settle_garbage_collector
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.registry import load_model
-from tgwui_k8s.storage.model_dir import tokenizer_folder
 
 HEARTBEAT_SECONDS = 1.0
 DUMP_SIGNAL = signal.SIGUSR1
@@ -157,7 +156,7 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         info: ModelInfo | None
         if isinstance(loaded, ModelRunner):
             loaded.warm_up()
-            grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
+            grammars = Grammars.of(loaded.info, request.path)
             core = EngineCore(loaded, settings, grammars=grammars)
             core.adapters.load_all(request.adapters)
             host = StepLoop(core)
