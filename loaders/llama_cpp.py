@@ -29,6 +29,7 @@ from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.llama_cpp.lanes import Lanes
 from tgwui_k8s.runtime.llama_cpp.options import OPTIONS, LlamaCppOptions, parse_options
 from tgwui_k8s.runtime.llama_cpp.plan import BLOCK_SIZE, GGUFShape, batch_size, plan_layout
+from tgwui_k8s.runtime.llama_cpp.threads import wait_briefly
 from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.storage.gguf_files import parts_of, pick_gguf
 from tgwui_k8s.storage.gguf_header import file_type_name
@@ -106,6 +107,7 @@ class LlamaCppLoader:
         Raises a `StartupError` that names the file or the option, and what to do.
         """
         options = parse_options(request.options)
+        wait_briefly()
         file = pick_gguf(request.path)
         shape = GGUFShape(dict(read_metadata(file, with_vocabulary=False)))
         parts = tuple(parts_of(file))

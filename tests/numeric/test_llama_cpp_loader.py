@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,21 @@ pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
 EXACT = {"cache_type": "f32", "flash_attn": "off"}
 PROMPT = list(range(30, 70))
 NEVER_ENDS = 511
+WATCHED = """
+import os, sys
+from tgwui_k8s.contract import LoadRequest
+from tgwui_k8s.registry import get_loader
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "llama_cpp":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, Watch())
+get_loader("llama.cpp").load(
+    LoadRequest(model_path=sys.argv[1], loader="llama.cpp"), lambda progress: None
+)
+"""
 
 
 @pytest.fixture(scope="module", name="checkpoint")
@@ -311,6 +327,31 @@ def test_grammars_read_the_tokenizer_in_the_file(llama: Path) -> None:
     assert grammars is not None
     assert not grammars.compile('start: "cake"').is_complete
     assert runner.info.tokenizer_json is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_briefly_unless_the_operator_says_otherwise(
+    llama: Path, environment: dict[str, str], told: str | None
+) -> None:
+    """OpenMP's threads sleep soon; it is told so before it is loaded."""
+    unset = {key: value for key, value in os.environ.items() if "OMP_" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(llama)],
+        env={**unset, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert done.stdout == f"{told}\n"
 
 
 def test_fault_in_a_step_ends_the_engine_with_its_reason(llama: Path) -> None:
