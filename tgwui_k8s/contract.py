@@ -71,8 +71,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities = Capabilities()
     tokenizer_json: bytes | None = None
     """A tokenizer in the `tokenizers` library's JSON, where the model's files hold none."""
-    special_tokens: dict[str, str] = {}
-    """`bos_token`, `eos_token`, ... of that tokenizer; empty where the folder's files say them."""
     chat_template: str | None = None
     """A chat template's Jinja source that came with the weights."""
     embedding_sizes: tuple[int, ...] = ()

@@ -145,9 +145,7 @@ class LLM:
     def _prepare_text(self, model: Path, chat_template: str | None) -> None:
         folder = tokenizer_folder(model)
         self.tokenizer = Tokenizer.of_model(model, self.info.loader) or Tokenizer.load(
-            folder,
-            tokenizer_json=self.info.tokenizer_json,
-            special_tokens=self.info.special_tokens,
+            folder, tokenizer_json=self.info.tokenizer_json
         )
         special_tokens = self.tokenizer.special_tokens
         override = None if chat_template is None else Path(chat_template)

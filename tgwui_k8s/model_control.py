@@ -226,9 +226,7 @@ def _tokenizer_of(info: ModelInfo, folder: Path) -> Tokenizer:
     """The one that the loader has made."""
     from tgwui_k8s.api.tokenizer import Tokenizer
 
-    return Tokenizer.load(
-        folder, tokenizer_json=info.tokenizer_json, special_tokens=info.special_tokens
-    )
+    return Tokenizer.load(folder, tokenizer_json=info.tokenizer_json)
 
 
 def _load_template(

@@ -319,7 +319,6 @@ def test_file_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_grammars_read_the_tokenizer_in_the_file(llama: Path) -> None:
     """The engine looks at the vocabulary with the first grammar, not before."""
-    pytest.importorskip("llguidance", reason="needs llguidance")
     runner = load(llama)
     runner.close()
     grammars = Grammars.of(runner.info, llama)
