@@ -24,7 +24,7 @@ from tgwui_k8s.config import Settings
 from tgwui_k8s.daemon_thread import in_daemon_thread
 from tgwui_k8s.engine.client import EngineClient
 from tgwui_k8s.errors import DrainingError, StartupError, UsageError
-from tgwui_k8s.garbage_collection import settle_garbage_collector
+from tgwui_k8s.garbage_collection import keep_what_is_there
 from tgwui_k8s.model_control import ModelController
 from tgwui_k8s.observability.log import event
 from tgwui_k8s.observability.metrics import Metrics
@@ -84,8 +84,7 @@ class LifeCycle:
         try:
             # Takes long to import; signals and the engine are answered meanwhile.
             server = await in_daemon_thread(lambda: _make_server(self._state))
-            # Nearly all that lasts is there; later it would hold up the first requests.
-            settle_garbage_collector()
+            keep_what_is_there()
             serving = asyncio.create_task(server.serve(sockets=[self._listener]))
             code = await self._until_told(loading, serving)
             if code == EXIT_STOPPED:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -54,7 +55,7 @@ from tgwui_k8s.engine.messages import (
     UnloadAdapter,
 )
 from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError, TgwuiError
-from tgwui_k8s.garbage_collection import settle_garbage_collector
+from tgwui_k8s.garbage_collection import collect_seldom, keep_what_is_there
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.registry import load_model
 
@@ -111,6 +112,7 @@ def _prepare_process() -> None:
     faulthandler.enable()
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     os.umask(0o002)
+    collect_seldom()
 
 
 def _leave_to_parent(number: int, frame: FrameType | None) -> None:
@@ -181,7 +183,8 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         raise StartupError(
             f"loader '{request.loader}' failed: {type(error).__name__}: {reason}"
         ) from error
-    settle_garbage_collector()
+    gc.collect()
+    keep_what_is_there()
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info
