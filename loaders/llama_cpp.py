@@ -7,9 +7,8 @@ one step, prompts and next tokens of many sequences side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +29,11 @@ from tgwui_k8s.runtime.limits import cpu_quota
 from tgwui_k8s.runtime.llama_cpp.lanes import Lanes
 from tgwui_k8s.runtime.llama_cpp.options import OPTIONS, LlamaCppOptions, parse_options
 from tgwui_k8s.runtime.llama_cpp.plan import BLOCK_SIZE, GGUFShape, batch_size, plan_layout
+from tgwui_k8s.runtime.llama_cpp.threads import wait_briefly
 from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.storage.gguf_files import parts_of, pick_gguf
 from tgwui_k8s.storage.gguf_header import file_type_name
 from tgwui_k8s.storage.gguf_metadata import read_metadata
-from tgwui_k8s.storage.gguf_tokenizer import GGUFTokenizer, convert_tokenizer
 from tgwui_k8s.storage.identity import fingerprint
 from tgwui_k8s.storage.weights import WeightFiles
 
@@ -103,19 +102,18 @@ class LlamaCppLoader:
     options: ClassVar[dict[str, str]] = OPTIONS
 
     def load(self, request: LoadRequest, progress: ProgressCallback) -> LlamaCppRunner:
-        """Map the file, plan the cache, convert the tokenizer.
+        """Map the file, plan the cache.
 
         Raises a `StartupError` that names the file or the option, and what to do.
         """
         options = parse_options(request.options)
+        wait_briefly()
         file = pick_gguf(request.path)
-        metadata = dict(read_metadata(file))
-        tokenizer = _read_tokenizer(metadata, file)
+        shape = GGUFShape(dict(read_metadata(file, with_vocabulary=False)))
         parts = tuple(parts_of(file))
         weight_bytes = sum(part.stat().st_size for part in parts)
         use_gpu = _use_gpu(request, options)
         weights = WeightFiles("gguf", parts, {}, weight_bytes)
-        shape = GGUFShape(metadata)
         max_model_len = shape.max_model_len(options, request.max_model_len)
         with reading_ahead(request, weights, progress) as note:
             model = _load_model(parts, options, use_gpu, weight_bytes, note)
@@ -125,26 +123,17 @@ class LlamaCppLoader:
                 options,
                 shape,
                 weight_bytes=weight_bytes,
+                vocab_size=model.vocab_size,
                 use_gpu=use_gpu,
                 keeps_prefixes=model.keeps_prefixes,
             )
             num_lanes = _num_lanes(request, keeps_prefixes=model.keeps_prefixes)
             context = _make_context(model, request, options, layout, num_lanes)
-            info = _describe(request, weights, model, shape, tokenizer, max_model_len, use_gpu)
+            info = _describe(request, weights, model, shape, max_model_len, use_gpu)
         except BaseException:
             model.close()
             raise
         return LlamaCppRunner(context, info, layout, num_lanes)
-
-
-def _read_tokenizer(metadata: Mapping[str, Any], file: Path) -> GGUFTokenizer | None:
-    """The file's own; None where it cannot be converted and a tokenizer.json lies beside it."""
-    try:
-        return convert_tokenizer(metadata, file)
-    except UnsupportedModelError:
-        if (file.parent / "tokenizer.json").is_file():
-            return None
-        raise
 
 
 def _use_gpu(request: LoadRequest, options: LlamaCppOptions) -> bool:
@@ -229,7 +218,6 @@ def _describe(
     weights: WeightFiles,
     model: LlamaModel,
     shape: GGUFShape,
-    tokenizer: GGUFTokenizer | None,
     max_model_len: int,
     use_gpu: bool,
 ) -> ModelInfo:
@@ -252,8 +240,6 @@ def _describe(
         quantization=file_type_name(shape.metadata.get("general.file_type")),
         fingerprint=fingerprint(weights.files, {}, numerics),
         capabilities=Capabilities(unsupported_params=lacking),
-        tokenizer_json=None if tokenizer is None else tokenizer.json,
-        special_tokens={} if tokenizer is None else tokenizer.special_tokens,
         chat_template=template if isinstance(template, str) else None,
         details={
             "llama_cpp_python": __version__,

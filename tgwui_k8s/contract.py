@@ -70,9 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Names weights, dtype and numerics: equal fingerprints give equal tokens in float32."""
     capabilities: Capabilities = Capabilities()
     tokenizer_json: bytes | None = None
-    """A tokenizer in the `tokenizers` library's JSON, where it is not the model folder's."""
-    special_tokens: dict[str, str] = {}
-    """`bos_token`, `eos_token`, ... of that tokenizer; empty where the folder's files say them."""
+    """A tokenizer in the `tokenizers` library's JSON, where the model's files hold none."""
     chat_template: str | None = None
     """A chat template's Jinja source that came with the weights."""
     embedding_sizes: tuple[int, ...] = ()

@@ -11,33 +11,30 @@ Draining: not ready, new requests are refused, running ones finish. Those that d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Iterator
-from typing import Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.config import Settings
 from tgwui_k8s.daemon_thread import in_daemon_thread
 from tgwui_k8s.engine.client import EngineClient
 from tgwui_k8s.errors import DrainingError, StartupError, UsageError
-from tgwui_k8s.garbage_collection import settle_garbage_collector
+from tgwui_k8s.garbage_collection import keep_what_is_there
 from tgwui_k8s.model_control import ModelController
 from tgwui_k8s.observability.log import event
 from tgwui_k8s.observability.metrics import Metrics
 from tgwui_k8s.orphans import reap_orphans
 from tgwui_k8s.ui.supervisor import PageSupervisor
 
-EXIT_STOPPED, EXIT_FAULT, EXIT_USAGE, EXIT_STARTUP = 0, 1, 2, 3
+if TYPE_CHECKING:
+    import uvicorn
 
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than load balancers keep idle connections, so that they close them and not we."""
+EXIT_STOPPED, EXIT_FAULT, EXIT_USAGE, EXIT_STARTUP = 0, 1, 2, 3
 
 _FAREWELL_SECONDS = 2.0
 """For errors to reach clients whose requests could not finish, and connections to close."""
@@ -85,7 +82,9 @@ class LifeCycle:
             asyncio.create_task(self._page.run(loading)),
         )
         try:
-            server = await self._make_server()
+            # Takes long to import; signals and the engine are answered meanwhile.
+            server = await in_daemon_thread(lambda: _make_server(self._state))
+            keep_what_is_there()
             serving = asyncio.create_task(server.serve(sockets=[self._listener]))
             code = await self._until_told(loading, serving)
             if code == EXIT_STOPPED:
@@ -117,27 +116,6 @@ class LifeCycle:
             logger.info("%s: stopping", name)
             self._told_to_stop.set()
 
-    async def _make_server(self) -> uvicorn.Server:
-        """The HTTP server around our application. Raises `UsageError`."""
-        # What uvicorn says of an orderly life is said by us.
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        # The web framework takes longest to import; signals and the engine are answered meanwhile.
-        app = await in_daemon_thread(lambda: _make_app(self._state))
-        return Server(
-            uvicorn.Config(
-                CloseWhileDraining(app, self._state),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=int(_FAREWELL_SECONDS),
-            )
-        )
-
     async def _until_told(self, loading: asyncio.Task[None], serving: asyncio.Task[None]) -> int:
         """Wait for a signal, or for a reason to give up; returns the exit code."""
         told = asyncio.create_task(self._told_to_stop.wait())
@@ -151,7 +129,6 @@ class LifeCycle:
             except Exception:  # the boundary of the process
                 logger.critical("loading the model failed", exc_info=True)
                 return EXIT_FAULT
-            settle_garbage_collector()
             await asyncio.wait((told, serving), return_when=asyncio.FIRST_COMPLETED)
         if told.done():
             return EXIT_STOPPED
@@ -191,37 +168,10 @@ class LifeCycle:
         )
 
 
-class Server(uvicorn.Server):
-    """uvicorn, but signals are ours."""
+def _make_server(state: ServerState) -> uvicorn.Server:
+    from tgwui_k8s.http_server import make_server
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install nothing."""
-        yield
-
-
-class CloseWhileDraining:
-    """Adds `Connection: close` to every answer that begins while the server drains."""
-
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
-        self._app = app
-        self._state = state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Plain ASGI."""
-
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._state.draining:
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, send_and_close)
-
-
-def _make_app(state: ServerState) -> ASGIApp:
-    from tgwui_k8s.api.app import create_app
-
-    return create_app(state)
+    return make_server(state, farewell_seconds=_FAREWELL_SECONDS)
 
 
 async def _either(*awaitables: Awaitable[object]) -> None:

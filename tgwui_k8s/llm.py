@@ -132,7 +132,7 @@ class LLM:
         self._runner = loaded
         self._num_requests = 0
         try:
-            self._prepare_text(tokenizer_folder(request.path), model.model.chat_template)
+            self._prepare_text(request.path, model.model.chat_template)
             loaded.warm_up()
             # Offline there is nobody to turn away: the queue takes every prompt.
             limits = replace(engine_settings(model.engine), max_waiting_requests=sys.maxsize)
@@ -142,11 +142,10 @@ class LLM:
             loaded.close()
             raise
 
-    def _prepare_text(self, folder: Path, chat_template: str | None) -> None:
-        self.tokenizer = Tokenizer.load(
-            folder,
-            tokenizer_json=self.info.tokenizer_json,
-            special_tokens=self.info.special_tokens,
+    def _prepare_text(self, model: Path, chat_template: str | None) -> None:
+        folder = tokenizer_folder(model)
+        self.tokenizer = Tokenizer.of_model(model, self.info.loader) or Tokenizer.load(
+            folder, tokenizer_json=self.info.tokenizer_json
         )
         special_tokens = self.tokenizer.special_tokens
         override = None if chat_template is None else Path(chat_template)

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.state import ServedModel, ServerState
-from tgwui_k8s.api.tokenizer import TOKENIZER_FILE, Tokenizer
 from tgwui_k8s.config import Settings
 from tgwui_k8s.contract import LoadProgress, LoadRequest, ModelInfo
 from tgwui_k8s.daemon_thread import in_daemon_thread
@@ -33,8 +32,11 @@ from tgwui_k8s.observability.log import event
 from tgwui_k8s.storage.adapter_dir import find_adapter
 from tgwui_k8s.storage.adapter_files import AdapterFiles
 from tgwui_k8s.storage.identity import fingerprint
-from tgwui_k8s.storage.loader_names import LLAMA_CPP
 from tgwui_k8s.storage.model_dir import tokenizer_folder
+
+if TYPE_CHECKING:
+    from tgwui_k8s.api.chat_template import ChatTemplate
+    from tgwui_k8s.api.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -124,21 +126,12 @@ class ModelController:
     async def _prepare(
         self, settings: Settings, request: LoadRequest, engine: asyncio.Task[ModelInfo]
     ) -> ServedModel:
-        """Read tokenizer and template, beside the weights where the folder holds them."""
+        """Read tokenizer and template, beside the weights where the model's files hold them."""
         folder = tokenizer_folder(request.path)
-        tokenizer = None
-        # A GGUF file brings its own: what lies beside it may be another model's.
-        if request.loader != LLAMA_CPP and (folder / TOKENIZER_FILE).is_file():
-            tokenizer = await in_daemon_thread(lambda: Tokenizer.load(folder))
+        tokenizer = await in_daemon_thread(lambda: _own_tokenizer(request))
         info = await engine
         if tokenizer is None:
-            tokenizer = await in_daemon_thread(
-                lambda: Tokenizer.load(
-                    folder,
-                    tokenizer_json=info.tokenizer_json,
-                    special_tokens=info.special_tokens,
-                )
-            )
+            tokenizer = await in_daemon_thread(lambda: _tokenizer_of(info, folder))
         special_tokens, override = tokenizer.special_tokens, settings.model.chat_template
         template = await in_daemon_thread(
             lambda: _load_template(folder, special_tokens, override, info.chat_template)
@@ -220,10 +213,28 @@ def _fingerprint(folder: Path) -> str:
     return fingerprint(files.weights.files, dict(files.config), ())
 
 
+# Their libraries are imported here: the engine is on its way by then.
+
+
+def _own_tokenizer(request: LoadRequest) -> Tokenizer | None:
+    from tgwui_k8s.api.tokenizer import Tokenizer
+
+    return Tokenizer.of_model(request.path, request.loader)
+
+
+def _tokenizer_of(info: ModelInfo, folder: Path) -> Tokenizer:
+    """The one that the loader has made."""
+    from tgwui_k8s.api.tokenizer import Tokenizer
+
+    return Tokenizer.load(folder, tokenizer_json=info.tokenizer_json)
+
+
 def _load_template(
     folder: Path, special_tokens: dict[str, str], override: str | None, built_in: str | None
 ) -> ChatTemplate | None:
     """The operator's template, else the one that came with the weights, else the folder's."""
+    from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
+
     if override is None and built_in is not None:
         try:
             return ChatTemplate({DEFAULT: built_in}, special_tokens)

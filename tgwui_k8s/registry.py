@@ -11,10 +11,9 @@ import logging
 import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
-from packaging.requirements import Requirement
 
 from tgwui_k8s.contract import (
     Backend,
@@ -26,6 +25,9 @@ from tgwui_k8s.contract import (
 )
 from tgwui_k8s.errors import LoaderUnavailableError, StartupError, UnsupportedModelError
 from tgwui_k8s.storage.loader_names import FASTER, LOADER_NAMES, canonical_loader_name
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +155,9 @@ def _find(name: str) -> EntryPoint:
 
 
 def _describe(point: EntryPoint) -> LoaderEntry:
+    # Here, because who loads a model seldom asks what a loader would need.
+    from packaging.requirements import Requirement
+
     distribution = point.dist
     extras = distribution.metadata.get_all("Provides-Extra") or [] if distribution else []
     extra = _normalise(point.name)

@@ -16,6 +16,7 @@ from types import FrameType
 
 from tgwui_k8s.config import Settings
 from tgwui_k8s.errors import BindError
+from tgwui_k8s.garbage_collection import collect_seldom
 from tgwui_k8s.listener import address_of, bind
 from tgwui_k8s.observability.log import capture_native_output, event, setup_logging
 
@@ -35,6 +36,7 @@ def run_server(settings: Settings, warnings: Sequence[str] = ()) -> int:
         # Until the event loop answers signals: as process 1 we would not even get them.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop_before_start)
+    collect_seldom()
     os.umask(0o002)
     setup_logging(settings.observability)
     for warning in warnings:

@@ -22,7 +22,11 @@ from tgwui_k8s.demo.tiny_tokenizer import write_tokenizer
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.storage.gguf_metadata import read_metadata
 from tgwui_k8s.storage.gguf_splits import SPLITS
-from tgwui_k8s.storage.gguf_tokenizer import convert_tokenizer
+from tgwui_k8s.storage.gguf_tokenizer import (
+    GGUFTokenizer,
+    convert_tokenizer,
+    read_gguf_tokenizer,
+)
 
 if TYPE_CHECKING:
     from tgwui_k8s.runtime.llama_cpp.model import LlamaModel
@@ -148,6 +152,21 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedModelError, match=words) as caught:
             convert_tokenizer(dict(read_metadata(path)), path)
         assert "tokenizer.json" in str(caught.value)
+
+
+def test_tokenizer_beside_the_file_serves_where_its_own_cannot(tmp_path: Path) -> None:
+    """A way of splitting that is unknown here needs the original tokenizer.json; no other does."""
+    odd = byte_level_file(tmp_path, "kimi-k2")
+    known = byte_level_file(tmp_path, "gpt-2")
+    own = read_gguf_tokenizer(known)
+    beside = tmp_path / "tokenizer.json"
+    beside.write_bytes(beside.read_bytes() + b" ")
+
+    assert read_gguf_tokenizer(known) == own
+    assert read_gguf_tokenizer(odd) == GGUFTokenizer(beside.read_bytes(), {})
+    beside.unlink()
+    with pytest.raises(UnsupportedModelError, match=r"put the tokenizer\.json"):
+        read_gguf_tokenizer(odd)
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.ggml.model", "tokenizer.ggml.tokens"])

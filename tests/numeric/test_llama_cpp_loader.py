@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from tests.helpers.paged_driver import PagedDriver
 from tgwui_k8s import demo
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
+from tgwui_k8s.engine.grammar import Grammars
 from tgwui_k8s.errors import (
     BrokenModelError,
     EngineUnavailableError,
@@ -39,6 +40,21 @@ pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
 EXACT = {"cache_type": "f32", "flash_attn": "off"}
 PROMPT = list(range(30, 70))
 NEVER_ENDS = 511
+WATCHED = """
+import os, sys
+from tgwui_k8s.contract import LoadRequest
+from tgwui_k8s.registry import get_loader
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "llama_cpp":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, Watch())
+get_loader("llama.cpp").load(
+    LoadRequest(model_path=sys.argv[1], loader="llama.cpp"), lambda progress: None
+)
+"""
 
 
 @pytest.fixture(scope="module", name="checkpoint")
@@ -301,19 +317,40 @@ def test_file_without_weights_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-def test_tokenizer_beside_the_file_serves_where_its_own_cannot(
-    checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """A way of splitting that is unknown here needs the original tokenizer.json."""
-    path = make_gguf(checkpoint("llama"), tmp_path / "model.gguf", split="kimi-k2")
-    with pytest.raises(UnsupportedModelError, match=r"put the tokenizer\.json"):
-        load(path)
-
-    shutil.copy(checkpoint("llama") / "tokenizer.json", tmp_path)
-    runner = load(path)
+def test_grammars_read_the_tokenizer_in_the_file(llama: Path) -> None:
+    """The engine looks at the vocabulary with the first grammar, not before."""
+    runner = load(llama)
     runner.close()
+    grammars = Grammars.of(runner.info, llama)
 
+    assert grammars is not None
+    assert not grammars.compile('start: "cake"').is_complete
     assert runner.info.tokenizer_json is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_briefly_unless_the_operator_says_otherwise(
+    llama: Path, environment: dict[str, str], told: str | None
+) -> None:
+    """OpenMP's threads sleep soon; it is told so before it is loaded."""
+    unset = {key: value for key, value in os.environ.items() if "OMP_" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(llama)],
+        env={**unset, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert done.stdout == f"{told}\n"
 
 
 def test_fault_in_a_step_ends_the_engine_with_its_reason(llama: Path) -> None:

@@ -130,6 +130,7 @@ async def test_model_info_has_upstreams_fields_and_the_facts() -> None:
     assert status == 200
     assert (answer["model_name"], answer["loader"], answer["lora_names"]) == ("still", "still", [])
     assert answer["max_model_len"] == 64
+    assert "eos_token" in answer["special_tokens"]
     assert "tokenizer_json" not in answer
 
 

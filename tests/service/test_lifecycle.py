@@ -68,7 +68,8 @@ def only_error(server: ServerProcess) -> str:
 
 def test_probes_answer_while_the_model_loads(servers: contextlib.ExitStack) -> None:
     """Alive from the start; started and ready when the model is there; 503 until then."""
-    server = start(servers, options={"load_seconds": 3, "load_bytes": 3000})
+    # On a busy machine the web framework takes seconds to import, while the engine loads.
+    server = start(servers, options={"load_seconds": 10, "load_bytes": 3000})
     wait_until(lambda: server.get("/health/startup").json().get("phase") == "loading")
 
     live, startup = server.get("/health/live"), server.get("/health/startup")

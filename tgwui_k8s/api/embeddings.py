@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -151,6 +150,8 @@ class EmbeddingsResponse(Response):
 
 def encoded(plan: EmbeddingsPlan, vectors: bytes) -> bytes:
     """The answer as JSON. A vector that is cut is made a unit vector again; CPU work."""
+    import numpy as np  # here, because most servers never need it
+
     full_size = plan.model.info.embedding_sizes[0]
     rows = np.frombuffer(vectors, np.float32).reshape(-1, full_size)
     if plan.size < full_size:

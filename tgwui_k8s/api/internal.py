@@ -194,7 +194,12 @@ def _add_model_routes(router: APIRouter, state: ServerState) -> None:
         model = state.loaded_model()
         facts: dict[str, Any] = msgspec.to_builtins(model.info)
         del facts["tokenizer_json"]
-        return {"model_name": model.names[0], "lora_names": list(model.adapters), **facts}
+        return {
+            "model_name": model.names[0],
+            "lora_names": list(model.adapters),
+            "special_tokens": model.tokenizer.special_tokens,
+            **facts,
+        }
 
     @router.get("/model/list", summary="Models that can be loaded")
     async def model_list(details: bool = False) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from tgwui_k8s.api.detokenizer import Detokenizer, PieceDetokenizer, WindowDetok
 from tgwui_k8s.api.special_tokens import SpecialTokens, read_special_tokens
 from tgwui_k8s.api.token_pieces import TokenPieces, decoder_steps, is_byte_level, is_concatenative
 from tgwui_k8s.errors import BrokenModelError, ContextLengthError, InvalidRequestError
+from tgwui_k8s.storage.gguf_tokenizer import read_gguf_tokenizer
+from tgwui_k8s.storage.loader_names import LLAMA_CPP
+from tgwui_k8s.storage.model_dir import TOKENIZER_FILE, tokenizer_folder
 
-TOKENIZER_FILE = "tokenizer.json"
 _SLICE_CHARACTERS = 256 * 1024
 """The library needs some 200 bytes for a token: a request of 16 MiB could take gigabytes."""
 _CUT_TOKENS = 64
@@ -78,6 +80,18 @@ class Tokenizer:
         if special_tokens:
             return cls(backend, SpecialTokens(names=dict(special_tokens)))
         return cls(backend, read_special_tokens(folder))
+
+    @classmethod
+    def of_model(cls, model: Path, loader: str) -> Tokenizer | None:
+        """The one that a model's files hold; None where its loader has to make one.
+
+        Raises `BrokenModelError`, or `UnsupportedModelError` for a kind in GGUF that is unknown.
+        """
+        folder = tokenizer_folder(model)
+        if loader == LLAMA_CPP:
+            own = read_gguf_tokenizer(model)
+            return cls.load(folder, tokenizer_json=own.json, special_tokens=own.special_tokens)
+        return cls.load(folder) if (folder / TOKENIZER_FILE).is_file() else None
 
     def encode(
         self,

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import rich_click as click
 
-from tgwui_k8s.cli.config import config
-from tgwui_k8s.cli.gateway import gateway
-from tgwui_k8s.cli.generate import generate
-from tgwui_k8s.cli.loaders import loaders
-from tgwui_k8s.cli.models import models
-from tgwui_k8s.cli.neuron import neuron
 from tgwui_k8s.cli.options import option_name
-from tgwui_k8s.cli.serve import serve
-from tgwui_k8s.cli.upstream import upstream
-from tgwui_k8s.cli.version import version
 from tgwui_k8s.errors import RequestError, StartupError, UsageError
+
+COMMANDS = (
+    *("config", "gateway", "generate", "loaders", "models", "neuron"),
+    *("serve", "upstream", "version"),
+)
+"""Each is a function and the file of its name here, imported when it is called or listed."""
 
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
 
 
 class Group(click.RichGroup):
-    """Turns this package's errors into a line on stderr and the exit code that belongs to it."""
+    """Imports the chosen command only: a server starts sooner without the others.
+
+    Turns this package's errors into a line on stderr and the exit code that belongs to it.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, sorted."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; None where there is none of the name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"tgwui_k8s.cli.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
@@ -59,7 +72,3 @@ def main() -> None:
 def _fail(ctx: click.Context, error: Exception, exit_code: int) -> None:
     click.secho(f"Error: {error}", fg="red", err=True)
     ctx.exit(exit_code)
-
-
-for command in (serve, gateway, generate, models, loaders, neuron, upstream, config, version):
-    main.add_command(command)

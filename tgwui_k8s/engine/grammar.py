@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 
 from tgwui_k8s.contract import ModelInfo, SamplingRow
+from tgwui_k8s.errors import StartupError
 from tgwui_k8s.runtime.limits import cpu_quota
+from tgwui_k8s.storage.gguf_tokenizer import read_gguf_tokenizer
+from tgwui_k8s.storage.loader_names import LLAMA_CPP
+from tgwui_k8s.storage.model_dir import TOKENIZER_FILE, tokenizer_folder
 
 MAX_CACHED_GRAMMARS = 64
 """Compiled grammars kept for the next request; some 100 KiB each, megabytes for the largest."""
@@ -67,7 +71,7 @@ class Grammars:
     def __init__(self, info: ModelInfo, read_tokenizer: Callable[[], bytes]) -> None:
         """`read_tokenizer` returns the `tokenizers` library's JSON; called with the first grammar.
 
-        It may raise `OSError`.
+        It may raise `OSError` or a `StartupError`.
         """
         self._vocab_size = info.vocab_size
         self._eos_token_ids = list(info.eos_token_ids)
@@ -78,12 +82,12 @@ class Grammars:
         self._executor: Any = None
 
     @classmethod
-    def of(cls, info: ModelInfo, folder: Path) -> Grammars | None:
-        """For a model whose tokenizer lies in `folder`; None where grammars are not possible."""
-        source, path = info.tokenizer_json, folder / "tokenizer.json"
-        if find_spec("llguidance") is None or (source is None and not path.is_file()):
+    def of(cls, info: ModelInfo, model: Path) -> Grammars | None:
+        """For the model at a path; None where grammars are not possible."""
+        read_tokenizer = _tokenizer_reader(info, model)
+        if find_spec("llguidance") is None or read_tokenizer is None:
             return None
-        return cls(info, path.read_bytes if source is None else lambda: source)
+        return cls(info, read_tokenizer)
 
     def compile(self, grammar: str) -> GrammarState:
         """The state before the first token. Raises `GrammarError`."""
@@ -131,7 +135,7 @@ class Grammars:
             source.update(truncation=None, padding=None)
             eos = [token_id for token_id in self._eos_token_ids if token_id < self._vocab_size]
             return make(json.dumps(source), eos_token=eos or None)
-        except (OSError, ValueError) as error:
+        except (OSError, StartupError, ValueError) as error:
             raise GrammarError(f"The model's tokenizer does not do for grammars: {error}") from None
 
 
@@ -161,6 +165,16 @@ class GrammarDesk:
         for name, _ in done:
             del self._pending[name]
         return done
+
+
+def _tokenizer_reader(info: ModelInfo, model: Path) -> Callable[[], bytes] | None:
+    """Reads what the loader made, or what the model's files hold; None for neither."""
+    made, path = info.tokenizer_json, tokenizer_folder(model) / TOKENIZER_FILE
+    if made is not None:
+        return lambda: made
+    if info.loader == LLAMA_CPP:
+        return lambda: read_gguf_tokenizer(model).json
+    return path.read_bytes if path.is_file() else None
 
 
 def _reason(matcher: Any) -> str:

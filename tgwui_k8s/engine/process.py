@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -54,10 +55,9 @@ from tgwui_k8s.engine.messages import (
     UnloadAdapter,
 )
 from tgwui_k8s.errors import NotEnoughMemoryError, OverloadedError, StartupError, TgwuiError
-from tgwui_k8s.garbage_collection import settle_garbage_collector
+from tgwui_k8s.garbage_collection import collect_seldom, keep_what_is_there
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.registry import load_model
-from tgwui_k8s.storage.model_dir import tokenizer_folder
 
 HEARTBEAT_SECONDS = 1.0
 DUMP_SIGNAL = signal.SIGUSR1
@@ -112,6 +112,7 @@ def _prepare_process() -> None:
     faulthandler.enable()
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     os.umask(0o002)
+    collect_seldom()
 
 
 def _leave_to_parent(number: int, frame: FrameType | None) -> None:
@@ -157,7 +158,7 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         info: ModelInfo | None
         if isinstance(loaded, ModelRunner):
             loaded.warm_up()
-            grammars = Grammars.of(loaded.info, tokenizer_folder(request.path))
+            grammars = Grammars.of(loaded.info, request.path)
             core = EngineCore(loaded, settings, grammars=grammars)
             core.adapters.load_all(request.adapters)
             host = StepLoop(core)
@@ -182,7 +183,8 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         raise StartupError(
             f"loader '{request.loader}' failed: {type(error).__name__}: {reason}"
         ) from error
-    settle_garbage_collector()
+    gc.collect()
+    keep_what_is_there()
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info

@@ -13,7 +13,7 @@ import signal
 import socket
 
 from tgwui_k8s.config import Settings
-from tgwui_k8s.garbage_collection import settle_garbage_collector
+from tgwui_k8s.garbage_collection import collect_seldom, keep_what_is_there
 from tgwui_k8s.gateway.gateway import Gateway
 from tgwui_k8s.gateway.http_server import make_server, with_cors
 from tgwui_k8s.observability.log import event
@@ -49,7 +49,8 @@ class LifeCycle:
         app = with_cors(gateway.app, self._settings.server.cors_origin)
         server = make_server(app, farewell_seconds=_FAREWELL_SECONDS)
         serving = asyncio.ensure_future(server.serve(sockets=[self._listener]))
-        settle_garbage_collector()
+        collect_seldom()
+        keep_what_is_there()
         told = asyncio.ensure_future(self._told_to_stop.wait())
         await asyncio.wait((told, serving, background), return_when=asyncio.FIRST_COMPLETED)
         code = EXIT_STOPPED if told.done() else EXIT_FAULT

@@ -65,7 +65,7 @@ class GGUFHeader:
 def read_gguf_header(path: Path) -> GGUFHeader:
     """Read the header. Raises `BrokenModelError` for a truncated or foreign file."""
     found: dict[str, Any] = {}
-    for key, value in read_metadata(path, with_arrays=False):
+    for key, value in read_metadata(path, with_vocabulary=False):
         found[key] = value
         if _is_complete(found):
             break

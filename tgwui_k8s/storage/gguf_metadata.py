@@ -29,14 +29,15 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 _LONGEST_TEXT = 64 * 1024 * 1024
 _MOST_PAIRS = 100_000
 
 
-def read_metadata(path: Path, *, with_arrays: bool = True) -> Iterator[tuple[str, Any]]:
+def read_metadata(path: Path, *, with_vocabulary: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield (key, value): numbers, booleans, texts, and lists of them.
 
-    `with_arrays` False skips arrays, which are the large ones: their value is None.
+    `with_vocabulary` False skips lists of texts, which are the large ones: their value is None.
     Raises `BrokenModelError` for a truncated or foreign file.
     """
     try:
@@ -44,7 +45,7 @@ def read_metadata(path: Path, *, with_arrays: bool = True) -> Iterator[tuple[str
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise BrokenModelError(f"{path} is no GGUF file: it does not begin with 'GGUF'")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield from _Cursor(data, path).pairs(with_arrays=with_arrays)
+                yield from _Cursor(data, path).pairs(with_vocabulary=with_vocabulary)
     except OSError as error:
         raise BrokenModelError(f"cannot read {path}: {error.strerror}") from None
     except (struct.error, KeyError, ValueError, OverflowError):
@@ -62,7 +63,7 @@ class _Cursor:
         self._path = path
         self._position = len(_MAGIC)
 
-    def pairs(self, *, with_arrays: bool) -> Iterator[tuple[str, Any]]:
+    def pairs(self, *, with_vocabulary: bool) -> Iterator[tuple[str, Any]]:
         version, _, num_pairs = self._unpack("IQQ")
         if version not in (2, 3) or num_pairs > _MOST_PAIRS:
             raise BrokenModelError(
@@ -71,27 +72,32 @@ class _Cursor:
         for _ in range(num_pairs):
             key = self._text()
             (kind,) = self._unpack("I")
-            yield key, self._array(with_arrays) if kind == _ARRAY else self._value(kind)
+            yield key, self._array(with_vocabulary) if kind == _ARRAY else self._value(kind)
 
     def _value(self, kind: int) -> Any:
         return self._text() if kind == _STRING else self._unpack(_SCALARS[kind])[0]
 
-    def _array(self, is_wanted: bool) -> list[Any] | None:
+    def _array(self, with_texts: bool) -> list[Any] | None:
         kind, count = self._unpack("IQ")
-        if kind != _STRING:
-            start = self._position
-            self._skip(count * struct.calcsize("<" + _SCALARS[kind]))
-            if not is_wanted:
-                return None
-            return list(
-                struct.unpack(f"<{count}{_SCALARS[kind]}", self._data[start : self._position])
-            )
+        if kind == _STRING:
+            return self._texts(count, with_texts)
+        start = self._position
+        self._skip(count * struct.calcsize("<" + _SCALARS[kind]))
+        return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self._data[start : self._position]))
+
+    def _texts(self, count: int, is_wanted: bool) -> list[str] | None:
+        """A vocabulary has hundreds of thousands: nothing is called for one that need not be."""
+        data, position, end = self._data, self._position, len(self._data)
         texts = []
         for _ in range(count):
+            start = position + _LENGTH.size
+            (length,) = _LENGTH.unpack_from(data, position)
+            if length > min(end - start, _LONGEST_TEXT):
+                raise ValueError("text too long")
+            position = start + length
             if is_wanted:
-                texts.append(self._text())
-            else:
-                self._skip(self._unpack("Q")[0])
+                texts.append(str(data[start:position], "utf-8", "replace"))
+        self._position = position
         return texts if is_wanted else None
 
     def _text(self) -> str:
@@ -103,9 +109,8 @@ class _Cursor:
         return self._data[start : self._position].decode("utf-8", errors="replace")
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
-        packed = struct.Struct("<" + layout)
-        values = packed.unpack_from(self._data, self._position)
-        self._position += packed.size
+        values = struct.unpack_from("<" + layout, self._data, self._position)
+        self._position += struct.calcsize("<" + layout)
         return values
 
     def _skip(self, length: int) -> None:

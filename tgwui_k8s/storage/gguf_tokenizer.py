@@ -7,14 +7,18 @@ llama.cpp's own tokenizer. Other kinds are refused by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
+from tgwui_k8s.storage.gguf_files import pick_gguf
+from tgwui_k8s.storage.gguf_metadata import read_metadata
 from tgwui_k8s.storage.gguf_splits import SPLITS, Split
+from tgwui_k8s.storage.model_dir import TOKENIZER_FILE
 
 _PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -33,11 +37,28 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class GGUFTokenizer:
-    """A converted tokenizer."""
+    """A tokenizer in the JSON of the `tokenizers` library."""
 
     json: bytes
     special_tokens: dict[str, str]
-    """`bos_token`, `eos_token`, ... to their text."""
+    """`bos_token`, `eos_token`, ... to their text; empty where the folder's files say them."""
+
+
+def read_gguf_tokenizer(model: Path) -> GGUFTokenizer:
+    """The tokenizer of a GGUF model, or of a folder with one, by its path.
+
+    The file's own: what lies beside it may be another model's. Only where it cannot be converted
+    is a tokenizer.json beside it taken, with the special tokens that its folder names. Raises
+    `BrokenModelError` or `UnsupportedModelError`.
+    """
+    file = pick_gguf(model)
+    try:
+        return convert_tokenizer(dict(read_metadata(file)), file)
+    except UnsupportedModelError:
+        beside = file.parent / TOKENIZER_FILE
+        if not beside.is_file():
+            raise
+        return GGUFTokenizer(beside.read_bytes(), {})
 
 
 def convert_tokenizer(metadata: Mapping[str, Any], path: Path) -> GGUFTokenizer:
@@ -103,7 +124,7 @@ def _convert(vocabulary: _Vocabulary, path: Path) -> GGUFTokenizer:
         **parts,
         "post_processor": _template(vocabulary, [special[n] for n in begins], special, ends),
     }
-    return GGUFTokenizer(json.dumps(tokenizer, ensure_ascii=False).encode(), special)
+    return GGUFTokenizer(msgspec.json.encode(tokenizer), special)
 
 
 def _unsupported(path: Path, what: str) -> UnsupportedModelError:

@@ -20,6 +20,7 @@ from tgwui_k8s.storage.infer import GGUF_PATTERN, WEIGHTS_PATTERN
 from tgwui_k8s.storage.model_files import ModelFiles
 
 DEMO = "demo"
+TOKENIZER_FILE = "tokenizer.json"
 
 _DEEPEST = 4
 """Levels below the directory that are searched for models (publisher/model/variant, and one)."""

@@ -40,6 +40,22 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
     assert python("-c", program, cwd=tmp_path).stdout == "[]\n"
 
 
+def test_the_engine_starts_before_the_web_framework_is_imported(tmp_path: Path) -> None:
+    """What only requests need is imported while the engine loads; numpy, while none embeds, never.
+
+    Other commands than the one that was called are not imported either.
+    """
+    program = (
+        "import sys, tgwui_k8s.cli.serve, tgwui_k8s.life_cycle;"
+        "early = [name for name in sys.argv[1].split() if name in sys.modules];"
+        "import tgwui_k8s.http_server;"
+        "print(early, 'numpy' in sys.modules, 'tgwui_k8s.cli.models' in sys.modules)"
+    )
+    late = "fastapi pydantic uvicorn jinja2 tokenizers numpy"
+
+    assert python("-c", program, late, cwd=tmp_path).stdout == "[] False False\n"
+
+
 def on_terminal(*arguments: str, cwd: Path) -> str:
     """What the program shows on a terminal 200 columns wide."""
     leader, follower = os.openpty()

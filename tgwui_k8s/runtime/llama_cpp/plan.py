@@ -67,6 +67,7 @@ def plan_layout(
     shape: GGUFShape,
     *,
     weight_bytes: int,
+    vocab_size: int,
     use_gpu: bool,
     keeps_prefixes: bool,
 ) -> KVLayout:
@@ -85,7 +86,9 @@ def plan_layout(
         max_num_batched_tokens=batch_size(request, options),
         block_size=BLOCK_SIZE,
     )
-    budget = _budget(request, options, shape, weight_bytes, block_bytes, use_gpu=use_gpu)
+    budget = _budget(
+        request, options, shape, weight_bytes, vocab_size, block_bytes, use_gpu=use_gpu
+    )
     is_capped = request.kv_cache_bytes is None
     layout = plan_kv_cache([LayerGroup((), None, block_bytes)], demand, budget, is_capped=is_capped)
     num_blocks = layout.groups[0].num_blocks
@@ -113,6 +116,7 @@ def _budget(
     options: LlamaCppOptions,
     shape: GGUFShape,
     weight_bytes: int,
+    vocab_size: int,
     block_bytes: int,
     *,
     use_gpu: bool,
@@ -126,7 +130,7 @@ def _budget(
         num_sequences=request.max_num_seqs,
         hidden_size=shape.number("embedding_length"),
         intermediate_size=_largest(shape.metadata.get(f"{shape.architecture}.feed_forward_length")),
-        vocab_size=len(shape.metadata.get("tokenizer.ggml.tokens") or ()),
+        vocab_size=vocab_size,
         element_bytes=_FLOAT_BYTES,
     )
     return kv_cache_budget(request, free, step.workspace_bytes + weight_bytes)
