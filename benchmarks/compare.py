@@ -71,9 +71,17 @@ def _gguf(kind: str) -> Contender:
 
 def _openvino(weights: str) -> Contender:
     exporter = str(ENVIRONMENTS / "openvino" / "bin" / "optimum-cli")
-    arguments = ("export", "openvino", "--model", "{model}", "--weight-format", weights)
+    arguments = ("--task", "text-generation-with-past", "--weight-format", weights)
     made = f"openvino/{weights}"
-    command = (exporter, *arguments, f"{{model}}/{made}")
+    command = (
+        exporter,
+        "export",
+        "openvino",
+        "--model",
+        "{model}",
+        *arguments,
+        f"{{model}}/{made}",
+    )
     return Contender("openvino", f"openvino_genai_batch:{weights}", command, made)
 
 
