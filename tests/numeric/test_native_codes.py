@@ -16,6 +16,7 @@ from tests.helpers.quantized_checkpoints import (
     make_quantized,
     round_weight,
 )
+from tests.helpers.versions import needs_transformers
 from tests.numeric.test_native_decoder import TOKENS
 from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
@@ -23,7 +24,7 @@ from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.registry import likely_loader, load_model
 from tgwui_k8s.runtime.native import NativeLinear
 
-pytestmark = needs_native_decoder
+pytestmark = [needs_native_decoder, needs_transformers("5")]
 
 SUPPORTED = [name for name in FORMATS if "act-order" not in name]
 UP_PROJ = "model.layers.1.mlp.up_proj"

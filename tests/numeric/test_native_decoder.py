@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.native import execute, load, needs_native_decoder, part, with_each_numerics
 from tests.helpers.toy_runner import run_to_end
-from tests.helpers.versions import in_dtype
+from tests.helpers.versions import in_dtype, needs_transformers
 from tgwui_k8s.contract import GenerationRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.engine.core import EngineCore
@@ -22,7 +22,7 @@ from tgwui_k8s.runtime.rope import rope_tables
 from tgwui_k8s.runtime.tensor_reader import round_to_bfloat16
 from tgwui_k8s.sampling import SamplingParams
 
-pytestmark = needs_native_decoder
+pytestmark = [needs_native_decoder, needs_transformers("5")]
 
 LLAMA3 = {
     "rope_type": "llama3",

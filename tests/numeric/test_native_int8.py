@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM
 
 from loaders.native import NativeLoader
 from tests.helpers.native import execute, load, needs_native_decoder, part, with_each_numerics
+from tests.helpers.versions import needs_transformers
 from tests.numeric.test_native_decoder import MODELS, TOKENS
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.errors import UnsupportedModelError
 from tgwui_k8s.runtime.native import INT8_GROUP, NativeLinear
 
-pytestmark = needs_native_decoder
+pytestmark = [needs_native_decoder, needs_transformers("5")]
 
 
 def rounded(weights: np.ndarray) -> np.ndarray:

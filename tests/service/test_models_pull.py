@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from tests.helpers.model_sources import COMMIT, ModelServer, model_server
@@ -51,10 +52,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def _hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     with model_server(FILES | UNWANTED) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (huggingface_hub.constants, huggingface_hub.file_download):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setenv("HF_TOKEN", "secret")
         yield server
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -94,6 +95,12 @@ def create_page(settings: PageSettings) -> ASGIApp:
     return Gate(app, keyring, settings.root_path, pod)
 
 
+def _without_run_history() -> dict[str, bool]:
+    """The newest Gradio for the Neuron image's other libraries (6.17) does not have it yet."""
+    known = inspect.signature(gr.mount_gradio_app).parameters
+    return {"run_history": False} if "run_history" in known else {}
+
+
 def _draw(app: FastAPI, settings: PageSettings, names: list[str]) -> None:
     """Mount what Gradio draws at `/`."""
     i18n = gr.I18n(**translations())
@@ -113,7 +120,6 @@ def _draw(app: FastAPI, settings: PageSettings, names: list[str]) -> None:
         path="/",
         root_path=settings.root_path or None,
         footer_links=[],
-        run_history=False,
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
@@ -122,6 +128,7 @@ def _draw(app: FastAPI, settings: PageSettings, names: list[str]) -> None:
         i18n=i18n,
         theme=_theme(),
         css=(STATIC / "page.css").read_text(encoding="utf-8"),
+        **_without_run_history(),
         head=_HEAD % _script_json(told),
     )
 

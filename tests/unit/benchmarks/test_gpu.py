@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from tests.helpers.versions import needs_transformers
 from tgwui_k8s.demo.tiny import make_checkpoint
 
 TINY = [
@@ -25,6 +26,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu.main([])
 
 
+@needs_transformers("5")
 def test_every_part_gives_its_figures(tmp_path: Path) -> None:
     """All but Transformers' batching, which takes long to start; the table has a row for each."""
     model = make_checkpoint(tmp_path / "model", "llama")
