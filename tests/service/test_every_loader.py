@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.neuron import NeuronHost
 from tests.helpers.quantized_checkpoints import FORMATS, quantize_folder
 from tests.helpers.server_process import ServerProcess, wait_until
+from tests.helpers.versions import in_dtype
 from tgwui_k8s.demo import model_path
 from tgwui_k8s.registry import available
 
@@ -157,7 +158,7 @@ class LoaderServer(ServerProcess):
 def _greedy_texts() -> dict[str, str]:
     """What Transformers says to each of the prompts, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(model_path(), **in_dtype(torch.float32))
     texts = {}
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]

@@ -11,6 +11,9 @@ import pytest
 
 from tests.helpers.engine_processes import is_running
 from tests.helpers.server_process import ServerProcess, wait_until
+from tests.helpers.versions import needs_transformers
+
+pytestmark = needs_transformers("5")
 
 WORKER = "tgwui_k8s.runtime.tensor_parallel.worker"
 

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "int8_product.h"
 
@@ -132,13 +133,33 @@ struct CodesPart {
   const float* scales;
   const uint8_t* zeros;
   int32_t n;
+};
 
-  int code(const CodesFormat& format, int input, int output) const {
-    const int64_t row = input / format.inputs_per_word;
-    const int64_t width = n / format.outputs_per_word;
-    const int place = input % format.inputs_per_word + output % format.outputs_per_word;
-    return words[row * width + output / format.outputs_per_word] >> format.shifts[place] & ((1 << format.bits) - 1);
+// The codes of one output, input after input.
+class CodesOfOutput {
+ public:
+  CodesOfOutput(const CodesFormat& format, const CodesPart& part, int output)
+      : word_(part.words + output / format.outputs_per_word),
+        width_(part.n / format.outputs_per_word),
+        shifts_(format.shifts + output % format.outputs_per_word),
+        num_places_(format.inputs_per_word), mask_((1u << format.bits) - 1) {}
+
+  uint32_t next() {
+    const uint32_t code = (uint32_t)*word_ >> shifts_[place_] & mask_;
+    if (++place_ == num_places_) {
+      place_ = 0;
+      word_ += width_;
+    }
+    return code;
   }
+
+ private:
+  const int32_t* word_;
+  const int64_t width_;
+  const int32_t* shifts_;
+  const int num_places_;
+  const uint32_t mask_;
+  int place_ = 0;
 };
 
 // One output row of a part; no part is a row of zeros.
@@ -153,23 +174,25 @@ void pack_codes_tile(char* weights, const CodesTile& tile, const CodesFormat& fo
   auto* codes = (int32_t*)weights;
   auto* scales = (float*)(weights + tile.scales());
   auto* zeros = (uint8_t*)(weights + tile.zeros());
+  std::vector<CodesOfOutput> sources;  // what is missing is at the end, and fresh memory is zero
   for (int column = 0; column < kTileColumns; ++column) {
     const CodesRow row = source(column);
-    if (row.part == nullptr) continue;  // fresh memory is zero
-    for (int word = 0; word < tile.k / tile.word_inputs(); ++word) {
-      uint32_t packed = 0;
-      for (int i = 0; i < tile.word_inputs(); ++i) {
-        const int input = word * tile.word_inputs() + i;
-        packed |= (uint32_t)row.part->code(format, input, row.output) << tile.shift(i);
-      }
-      codes[word * kTileColumns + column] = (int32_t)packed;
-    }
+    if (row.part == nullptr) break;
+    sources.emplace_back(format, *row.part, row.output);
     for (int group = 0; group < tile.groups(); ++group) {
       const int64_t from = (int64_t)group * row.part->n + row.output;
       scales[group * kTileColumns + column] = row.part->scales[from];
       zeros[group * kTileColumns + column] = row.part->zeros[from];
     }
   }
+  // Neighbouring outputs share words, and lines of the cache.
+  for (int word = 0; word < tile.k / tile.word_inputs(); ++word, codes += kTileColumns)
+    for (size_t column = 0; column < sources.size(); ++column) {
+      uint32_t packed = 0;
+      for (int i = 0; i < tile.word_inputs(); ++i)
+        packed |= sources[column].next() << tile.shift(i);
+      codes[column] = (int32_t)packed;
+    }
 }
 
 // Row `column` of a tile, as float32 [k].
