@@ -99,7 +99,7 @@ test-py310: ## run what needs no torch on the Neuron image's Python (PYTHON310=.
 	else echo "skipped: no Python 3.10 here; name one: make test-py310 PYTHON310=..."; fi
 
 run-py310: $(installed_py310)
-	$(VENV)-py310/bin/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
+	$(VENV)-py310/bin/python -m pytest -n auto --dist loadfile -m "not slow" tests/unit $(PYTEST_ARGS)
 
 llama-cpp: $(installed_llama_cpp) ## build llama.cpp for the tests of its loader (cmake, g++; minutes)
 

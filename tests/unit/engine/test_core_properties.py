@@ -155,6 +155,7 @@ class Life:
         raise AssertionError("something starves")
 
 
+@pytest.mark.slow
 @settings(
     max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
@@ -174,6 +175,7 @@ def test_random_lives_leak_nothing_and_every_text_is_its_own(limits, actions):
         assert got == (text[: len(got)] if cut_short else text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs_ahead", [False, True])
 def test_random_lives_reach_the_hard_cases(runs_ahead):
     """Lives like these preempt, hit the prefix cache, guess right, launch before they read."""
