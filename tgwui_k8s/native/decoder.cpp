@@ -11,7 +11,7 @@
 //   widened_product.h  the same without
 //   int8_product.h     tiles of int8 weights
 //   codes_product.h    tiles of weights in codes of 4 or 8 bits
-//   codes_linear.h     a linear layer in codes by itself
+//   codes_linear.h     linear layers in codes by themselves
 //   inputs.h           rows that meet them
 //   product.h          linear layers
 //   attention.h        paged attention
@@ -159,12 +159,12 @@ void native_step(Decoder* model, const int32_t* token_ids, int num_tokens, const
   Step(*model, token_ids, num_tokens, sequences, num_sequences, logit_tokens, num_logits, logits).run();
 }
 
-// ------------------------------------------------------------------- a linear layer by itself
+// ----------------------------------------------------------------- linear layers by themselves
 // Bound by runtime/quantized/native.py.
 
-Team* native_create_team(int num_threads) { return new Team(num_threads); }
+CodesTeam* native_create_team(int num_threads) { return new CodesTeam(num_threads); }
 
-void native_destroy_team(Team* team) { delete team; }
+void native_destroy_team(CodesTeam* team) { delete team; }
 
 // Returns null when there is not enough memory.
 CodesLinear* native_create_codes(int n, int k, int bits, int group_size) {
@@ -172,15 +172,15 @@ CodesLinear* native_create_codes(int n, int k, int bits, int group_size) {
   return layer->is_there() ? layer.release() : nullptr;
 }
 
-void native_fill_codes(CodesLinear* layer, Team* team, const CodesFormat* format,
+void native_fill_codes(CodesLinear* layer, CodesTeam* team, const CodesFormat* format,
                        const CodesPart* part) {
-  layer->fill(*team, *format, *part);
+  layer->fill(team->threads(), *format, *part);
 }
 
 // out [rows][n] = x [rows][k] times the weight; `is_exact`: x is not rounded to 16 bits.
-void native_multiply_codes(CodesLinear* layer, Team* team, const float* x, int rows, bool is_exact,
-                           float* out) {
-  layer->multiply(*team, x, rows, is_exact, out);
+void native_multiply_codes(const CodesLinear* layer, CodesTeam* team, const float* x, int rows,
+                           bool is_exact, float* out) {
+  team->multiply(layer->linear(), x, rows, is_exact, out);
 }
 
 void native_destroy_codes(CodesLinear* layer) { delete layer; }

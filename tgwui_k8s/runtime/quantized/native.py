@@ -26,7 +26,7 @@ _INPUTS_AT_ONCE = 16
 
 
 class Team:
-    """The threads that compute; one for all layers of a model."""
+    """The threads that compute, and their buffers; one for all layers of a model."""
 
     def __init__(self, num_threads: int) -> None:
         self.library = load_library(variants_here()[0])
