@@ -3,9 +3,9 @@
 Weights are bfloat16, or AWQ's and GPTQ's codes. `--loader-option weights=int8` rounds bfloat16
 to 8 bits as it is read: half the memory, and half the time where a step is bound by reading it.
 
-It is tried before Transformers, AutoAWQ and AutoGPTQ where the loader is inferred. Weights go
-straight from the file into the packed form the kernels read; nothing of torch is imported, so a
-small model answers within a second of the engine's start.
+It is tried before Transformers, AutoAWQ and AutoGPTQ where the loader is inferred and the driver
+shows no GPU. Weights go straight from the file into the packed form the kernels read; nothing of
+torch is imported, so a small model answers within a second of the engine's start.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tgwui_k8s.runtime.kv_layout import (
     group_layers,
     plan_kv_cache,
 )
-from tgwui_k8s.runtime.limits import available_memory, cpu_quota
+from tgwui_k8s.runtime.limits import available_memory, cpu_quota, has_nvidia_gpu
 from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint
 from tgwui_k8s.runtime.memory import StepSize, check_weights_fit, kv_cache_budget
 from tgwui_k8s.runtime.native import (
@@ -193,6 +193,8 @@ def _refuse_unsuitable(request: LoadRequest) -> None:
         raise UnsupportedModelError(f"the native decoder computes in bfloat16, not {request.dtype}")
     if request.device not in ("auto", "cpu"):
         raise UnsupportedModelError("the native decoder runs on CPUs")
+    if request.device == "auto" and request.loader_is_inferred and has_nvidia_gpu():
+        raise UnsupportedModelError("here is a GPU; --device cpu would leave it alone")
 
 
 def _plan(

@@ -127,6 +127,17 @@ def test_it_is_tried_first_where_nobody_chose(method, loader, tmp_path):
     named.close()
 
 
+def test_a_gpu_is_left_to_the_other_loader(tmp_path, monkeypatch):
+    """Where one is there, nobody chose, and nobody said --device cpu."""
+    folder = make_quantized(tmp_path, FORMATS["AWQ"])
+    monkeypatch.setattr("loaders.native.has_nvidia_gpu", lambda: True)
+    assert likely_loader(request(folder, loader="AutoAWQ")) == "AutoAWQ"
+    assert likely_loader(request(folder, loader="AutoAWQ", device="cpu")) == "Native"
+    runner = load(folder)  # with --loader Native
+    assert runner.info.loader == "Native"
+    runner.close()
+
+
 def test_act_order_is_left_to_its_loader(tmp_path, caplog):
     """It runs through Transformers."""
     folder = make_quantized(tmp_path, FORMATS["GPTQ, act-order"])

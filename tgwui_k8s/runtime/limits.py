@@ -1,4 +1,4 @@
-"""What the container may use: processors and memory by cgroup, version 1 or 2. No torch.
+"""What the container may use: processors and memory by cgroup, version 1 or 2; GPUs. No torch.
 
 A pod's limits are its cgroup's; the machine's totals only count where no cgroup sets a limit.
 Files: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html
@@ -49,6 +49,12 @@ def cpu_flags(root: Path = _ROOT) -> frozenset[str]:
         if name.strip() in ("flags", "Features"):
             return frozenset(words.split())
     return frozenset()
+
+
+def has_nvidia_gpu(root: Path = _ROOT) -> bool:
+    """Whether the driver shows this container a GPU, and no CUDA_VISIBLE_DEVICES hides it."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not is_hidden and any((root / "dev").glob("nvidia[0-9]*"))
 
 
 def available_memory(limit_bytes: int | None = None, root: Path = _ROOT) -> AvailableMemory:

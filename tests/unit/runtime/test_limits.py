@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tgwui_k8s.runtime.limits import available_memory, cpu_quota, resident_memory
+from tgwui_k8s.runtime.limits import (
+    available_memory,
+    cpu_quota,
+    has_nvidia_gpu,
+    resident_memory,
+)
 
 GIB = 1 << 30
 MEMINFO = f"MemTotal: {16 * 1024**2} kB\nMemAvailable: {10 * 1024**2} kB\nHugePages_Total: 0\n"
@@ -117,6 +122,34 @@ def test_a_cgroup_limit_above_the_machine_is_no_limit(tmp_path: Path) -> None:
         },
     )
     assert not available_memory(root=root).is_limited
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        (["nvidia0", "nvidiactl"], None, True),
+        (["nvidia0"], "0,1", True),
+        (["nvidia0"], "", False),
+        (["nvidia0"], "-1", False),
+        (["nvidiactl", "nvidia-uvm"], None, False),
+        ([], None, False),
+    ],
+)
+def test_a_gpu_is_seen_by_its_device(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    devices: list[str],
+    visible: str | None,
+    expected: bool,
+) -> None:
+    """Without asking a library of gigabytes."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (tmp_path / "dev").mkdir()
+    for name in devices:
+        (tmp_path / "dev" / name).touch()
+    assert has_nvidia_gpu(tmp_path) is expected
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(3 * GIB, 2 * GIB), (GIB // 2, 0)])
