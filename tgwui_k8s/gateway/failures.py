@@ -51,6 +51,9 @@ class PhaseTimeoutError(ExchangeError):
         self.reason = f"timeout_{phase}"
 
 
+_NOT_READY_CODES = (b'"engine_unavailable"', b'"model_not_ready"', b'"draining"')
+
+
 class EndpointError(ExchangeError):
     """The endpoint answered with an error status, or with an error event in its stream."""
 
@@ -71,3 +74,8 @@ class EndpointError(ExchangeError):
         self.retry_after_seconds = retry_after_seconds
         self.is_retryable = is_retryable
         self.reason = f"status_{status}"
+
+    @property
+    def says_not_ready(self) -> bool:
+        """Whether the endpoint will answer everything so until it is ready again."""
+        return any(code in self.body for code in _NOT_READY_CODES)

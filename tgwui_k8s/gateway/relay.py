@@ -316,6 +316,10 @@ class Relay:
         call.failures.append((state.name, error.reason))
         state.num_failures += 1
         state.last_error = str(error)
+        if isinstance(error, EndpointError) and error.says_not_ready:
+            # Nothing more until its monitor hears otherwise: where it is the only one, tries that
+            # follow one another would be used up before its engine runs again.
+            state.is_ready = False
         if is_endpoints_fault(error):
             state.breaker.fail(asyncio.get_running_loop().time())
         else:

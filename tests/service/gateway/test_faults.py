@@ -144,6 +144,33 @@ async def test_an_error_event_that_comes_first_is_tried_again() -> None:
         assert stage.num_attempts == 2
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_the_only_engine_may_take_its_time_to_start_again(is_stream: bool) -> None:
+    """Its process died: it is not asked again before it is ready, which spares tries."""
+    error = '{"error": {"message": "x", "code": "engine_unavailable"}}'
+    begun, ended = chunk("ab", 0), chunk("c", 2, finish="stop")
+    gate = asyncio.Event()
+    if is_stream:
+        plans = [Plan(raw=stream_of(begun, error), gate=gate), Plan(raw=stream_of(ended, "[DONE]"))]
+    else:
+        plans = [Plan(raw=answer(503, error.encode()), gate=gate)]
+    async with scene(1) as stage:
+        (engine,) = stage.endpoints
+        posting = asyncio.create_task(stage.post(plans, {**BODY, "stream": is_stream}))
+        await until(lambda: engine.requests)
+        engine.is_ready = False
+        gate.set()
+        await asyncio.sleep(0.5)
+        assert (posting.done(), stage.num_attempts) == (False, 1)
+        engine.is_ready = True
+        response = await posting
+
+        assert response.status_code == 200
+        assert stage.num_attempts == 2
+        if is_stream:
+            assert events_of(response.text)[-1] == "[DONE]"
+
+
 async def test_an_error_event_of_the_requests_own_ends_the_stream() -> None:
     """A deadline is not met elsewhere: the event is passed on, and nothing comes after it."""
     late = '{"error": {"message": "late", "code": "deadline_exceeded"}}'
