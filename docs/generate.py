@@ -27,6 +27,7 @@ from tgwui_k8s.neuron.shape import KNOWN_SHAPES
 from tgwui_k8s.observability.metrics import PREFIX, Metrics, MetricSpec, metric_table
 from tgwui_k8s.setting_field import SettingField, setting_fields
 from tgwui_k8s.storage.infer import RULES
+from tgwui_k8s.storage.loader_names import FASTER
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -63,11 +64,15 @@ def loaders_page() -> str:
         (rule.sign, f"`{rule.loader}`" if rule.loader else f"refused: {rule.advice}")
         for rule in RULES
     )
+    faster = ", ".join(f"`{name}`, `{first}` is tried first" for name, first in FASTER.items())
     return (
         "# Which loader a model gets\n\n"
         "With `--loader auto` (the default) the first row whose sign is found decides. "
         "`tgwui-k8s models` shows the verdict for every model in the model directory. "
-        "`--loader NAME` wins over all of this.\n\n" + table(("sign", "loader"), rows)
+        "`--loader NAME` wins over all of this.\n\n"
+        f"Where the row says {faster}: that loader "
+        "does less, but faster, and takes what it can on a machine without a GPU; the log says why "
+        "where it does not.\n\n" + table(("sign", "loader"), rows)
     )
 
 
