@@ -64,15 +64,19 @@ def loaders_page() -> str:
         (rule.sign, f"`{rule.loader}`" if rule.loader else f"refused: {rule.advice}")
         for rule in RULES
     )
-    faster = ", ".join(f"`{name}`, `{first}` is tried first" for name, first in FASTER.items())
+    behind: dict[str, list[str]] = {}
+    for name, first in FASTER.items():
+        behind.setdefault(first, []).append(f"`{name}`")
+    faster = " ".join(
+        f"`{first}` is tried before {', '.join(names)}." for first, names in behind.items()
+    )
     return (
         "# Which loader a model gets\n\n"
         "With `--loader auto` (the default) the first row whose sign is found decides. "
         "`tgwui-k8s models` shows the verdict for every model in the model directory. "
         "`--loader NAME` wins over all of this.\n\n"
-        f"Where the row says {faster}: that loader "
-        "does less, but faster, and takes what it can on a machine without a GPU; the log says why "
-        "where it does not.\n\n" + table(("sign", "loader"), rows)
+        f"{faster} It does less, but faster, and takes what it can on a machine without a GPU; "
+        "the log says why where it does not.\n\n" + table(("sign", "loader"), rows)
     )
 
 
