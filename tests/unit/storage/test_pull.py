@@ -172,20 +172,40 @@ def test_a_dead_owners_lock_is_taken_and_a_living_ones_is_not(tmp_path: Path) ->
     path = tmp_path / "lock"
     path.write_text("dead 1 x 0")
     os.utime(path, (2**33, 2**33))
-    with exclusive(path, beat_seconds=0.02, stale_seconds=0.3) as lock:
+    with exclusive(path, beat_seconds=0.02, stale_seconds=2.0) as lock:
         entered = threading.Event()
 
         def want() -> None:
-            with exclusive(path, beat_seconds=0.02, stale_seconds=0.3):
+            with exclusive(path, beat_seconds=0.02, stale_seconds=2.0):
                 entered.set()
 
         waiting = threading.Thread(target=want, daemon=True)
         waiting.start()
-        assert not entered.wait(1.0)
+        assert not entered.wait(4.0)
         lock.check()
     assert entered.wait(10)
     waiting.join(10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beat_is_never_seen_half_written(tmp_path: Path) -> None:
+    """Whoever looks while the owner writes sees the owner: nobody believes the lock lost."""
+    path = tmp_path / "lock"
+    with exclusive(path) as lock:
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.is_set():
+                seen.add(path.read_text().rpartition(" ")[0])
+
+        seen: set[str] = set()
+        looking = threading.Thread(target=look)
+        looking.start()
+        for _ in range(3000):
+            lock.beat()
+        over.set()
+        looking.join()
+        assert seen == {path.read_text().rpartition(" ")[0]}
 
 
 def test_who_has_lost_the_lock_does_not_publish(tmp_path: Path) -> None:

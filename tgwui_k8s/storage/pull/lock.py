@@ -66,11 +66,12 @@ class Lock:
 
     def wait(self, stale_seconds: float) -> None:
         """Take the lock as soon as it is free, or its owner silent for `stale_seconds`."""
-        seen, since = "", time.monotonic()
+        seen: str | None = None
+        since = time.monotonic()
         while not self._create():
             content = _content(self._path)
             if content != seen:
-                if not seen:
+                if seen is None:
                     logger.info("another process fetches it, waiting: %s", content)
                 seen, since = content, time.monotonic()
             elif time.monotonic() - since > stale_seconds:
@@ -83,7 +84,8 @@ class Lock:
         with self._writing, suppress(OSError):
             if self._is_held and self._is_mine(_content(self._path)):
                 self._num_beats += 1
-                self._path.write_text(f"{self._owner} {self._num_beats}")
+                with self._path.open("r+") as file:  # never empty, whoever looks in between
+                    file.write(f"{self._owner} {self._num_beats}")
 
     def release(self) -> None:
         """Free the lock, if it is still ours."""
