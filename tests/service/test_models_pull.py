@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants, file_download
 
 from tests.helpers.model_sources import COMMIT, ModelServer, model_server
 from tests.helpers.server_process import ServerProcess, wait_until
@@ -53,7 +53,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     with model_server(FILES | UNWANTED) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (huggingface_hub.constants, huggingface_hub.file_download):
+        for module in (constants, file_download):
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setenv("HF_TOKEN", "secret")
         yield server
