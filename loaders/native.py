@@ -123,9 +123,13 @@ class NativeLoader:
             variant=variant,
             weights=held,
         )
-        _reserve_cache(decoder, checkpoint, groups, layout)
-        with reading_ahead(request, weights, progress) as note:
-            read_weights(decoder, checkpoint, TensorReader(weights.tensors), note)
+        try:
+            _reserve_cache(decoder, checkpoint, groups, layout)
+            with reading_ahead(request, weights, progress) as note:
+                read_weights(decoder, checkpoint, TensorReader(weights.tensors), note)
+        except BaseException:
+            decoder.close()  # another loader may follow, and needs the memory
+            raise
         info = ModelInfo(
             loader=self.name,
             architecture=config["architectures"][0],

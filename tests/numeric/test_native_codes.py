@@ -22,7 +22,7 @@ from tgwui_k8s.contract import LoadRequest
 from tgwui_k8s.demo.tiny import make_checkpoint
 from tgwui_k8s.errors import BrokenModelError, UnsupportedModelError
 from tgwui_k8s.registry import likely_loader, load_model
-from tgwui_k8s.runtime.native import NativeLinear
+from tgwui_k8s.runtime.native import NativeDecoder, NativeLinear
 
 pytestmark = [needs_native_decoder, needs_transformers("5")]
 
@@ -156,12 +156,16 @@ def changed(folder, **parts):
     return folder
 
 
-def test_act_order_is_seen_in_the_tensors_too(tmp_path):
-    """Where the description does not tell: static groups."""
+def test_act_order_is_seen_in_the_tensors_too(tmp_path, monkeypatch):
+    """Where the description does not tell: static groups. What was reserved is given back."""
     folder = make_quantized(tmp_path, FORMATS["GPTQ"])
     changed(folder, g_idx=np.repeat([1, 0], 32).astype(np.int32))
+    closed = []
+    close = NativeDecoder.close
+    monkeypatch.setattr(NativeDecoder, "close", lambda self: (closed.append(self), close(self)))
     with pytest.raises(UnsupportedModelError, match=f"act-order, as in '{UP_PROJ}'"):
         load(folder)
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(

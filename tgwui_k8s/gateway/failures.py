@@ -78,4 +78,4 @@ class EndpointError(ExchangeError):
     @property
     def says_not_ready(self) -> bool:
         """Whether the endpoint will answer everything so until it is ready again."""
-        return any(code in self.body for code in _NOT_READY_CODES)
+        return self.status >= 500 and any(code in self.body for code in _NOT_READY_CODES)

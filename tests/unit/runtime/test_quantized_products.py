@@ -68,12 +68,13 @@ def test_a_row_is_the_same_beside_others(team: native.Team, dtype: torch.dtype) 
         assert torch.equal(product(x[:num_rows]), alone[:num_rows])
 
 
-def test_a_width_that_the_kernel_cannot_hold_is_expanded() -> None:
+def test_a_width_that_the_kernel_cannot_hold_is_expanded(caplog: pytest.LogCaptureFixture) -> None:
     """One group over 200 inputs, which are no multiple of 16."""
     make = choose_product(torch.device("cpu"), torch.float32, num_threads=1)
     weight = random_weight(24, 200, 4, 200)
     product = make(weight)
     assert isinstance(product, ExpandedProduct)
+    assert "expanded to torch.float32" in caplog.text
     x = torch.randn(3, 200)
     torch.testing.assert_close(product(x), x @ weight.dequantize().T)
 

@@ -74,6 +74,7 @@ def choose_product(device: torch.device, dtype: torch.dtype, num_threads: int) -
 def _native_or_expanded(team: native.Team, dtype: torch.dtype, weight: QuantizedWeight) -> Product:
     if native.fits(weight):
         return native.NativeProduct(weight, team)
+    logger.warning("a weight with %d inputs is expanded to %s", weight.num_inputs, dtype)
     return ExpandedProduct(weight, dtype)
 
 
