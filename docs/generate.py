@@ -115,8 +115,10 @@ def errors_page() -> str:
     return (
         "# Errors\n\n"
         "Every answer that is not 2xx has OpenAI's envelope: "
-        '`{"error": {"message", "type", "param", "code"}}`. Errors of a request\'s fields have '
-        "OpenAI's codes (`invalid_type`, `missing_required_parameter`, `unknown_parameter`, ...) "
+        '`{"error": {"message", "type", "param", "code"}}`; below `/v1/messages` it is '
+        'Anthropic\'s with our code: `{"type": "error", "error": {"type", "message", "code"}}`. '
+        "Errors of a request's fields have OpenAI's codes (`invalid_type`, "
+        "`missing_required_parameter`, `unknown_parameter`, ...) "
         "and name the field in `param`.\n\n"
         + table(("status", "code", "type", "meaning"), rows)
         + "\n## Exit codes\n\n"

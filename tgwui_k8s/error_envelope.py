@@ -4,7 +4,9 @@
 
 That is OpenAI's; routes that speak Anthropic's API answer in its own, from a table of its own:
 
-    {"type": "error", "error": {"type": str, "message": str}}
+    {"type": "error", "error": {"type": str, "message": str, "code": str | null}}
+
+The `code` there is ours: a gateway decides by it.
 
 The engine's API and the gateway answer from here alike.
 """
@@ -91,7 +93,7 @@ def anthropic_envelope(error: RequestError) -> dict[str, object]:
     """Anthropic's envelope, as a JSON object."""
     message = shorten(error.message, MAX_MESSAGE_CHARS)
     _, kind = _row(error, ANTHROPIC_STATUS_AND_TYPE)
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    return {"type": "error", "error": {"type": kind, "message": message, "code": error.code}}
 
 
 def error_headers(error: RequestError) -> dict[str, str]:

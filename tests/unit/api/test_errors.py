@@ -20,7 +20,12 @@ from tgwui_k8s.api.errors import (
     http_error,
     without_folders,
 )
-from tgwui_k8s.error_envelope import MAX_MESSAGE_CHARS, STATUS_AND_TYPE, status_of
+from tgwui_k8s.error_envelope import (
+    MAX_MESSAGE_CHARS,
+    STATUS_AND_TYPE,
+    anthropic_envelope,
+    status_of,
+)
 
 REQUEST_ERRORS = [
     cls
@@ -76,6 +81,14 @@ def test_the_body_is_openais_envelope_with_details_beside() -> None:
             "code": "context_length_exceeded",
             "n_ctx": 8,
         }
+    }
+
+
+def test_anthropics_envelope_has_the_code_beside_its_own_members() -> None:
+    """A gateway tells by it which errors are worth another engine; clients leave it unread."""
+    assert anthropic_envelope(errors.DrainingError("bye")) == {
+        "type": "error",
+        "error": {"type": "overloaded_error", "message": "bye", "code": "draining"},
     }
 
 
