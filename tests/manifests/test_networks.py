@@ -1,0 +1,65 @@
+"""Who reaches whom: what Kong's paths lead to, and whom the network policies let in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.manifests.pods import matches, pods
+from tests.helpers.manifests.rendering import Object, of_kind, render_together
+
+ENGINE = "Deployment text-generation-webui"
+GATEWAY = "Deployment text-generation-webui-proxy"
+
+Renders = dict[str, list[Object]]
+
+
+@pytest.mark.parametrize(
+    "components", [("gateway", "kong"), ("kong", "gateway")], ids=lambda pair: " then ".join(pair)
+)
+def test_with_the_gateway_kong_leads_past_it_to_the_page_alone(
+    components: Sequence[str], tmp_path: Path
+) -> None:
+    """In whichever order somebody lists the two: the API is the gateway's, by either path."""
+    folders = [f"components/{name}" for name in components]
+    objects = render_together(tmp_path / "both", "overlays/gpu", folders)
+
+    assert set(_routes(objects)) == {
+        ("/v1", GATEWAY, "http"),
+        ("/api", GATEWAY, "http"),
+        ("/", ENGINE, "web"),
+    }
+
+
+def test_production_has_no_way_around_the_gateway(renders: Renders) -> None:
+    """The example's paths, as the ones above."""
+    routes = set(_routes(renders["examples/production"]))
+
+    assert {path for path, owner, _ in routes if owner == GATEWAY} == {"/v1", "/api"}
+    assert {(path, port) for path, owner, port in routes if owner != GATEWAY} == {("/", "web")}
+
+
+def test_without_the_gateway_kong_leads_to_the_engines(renders: Renders) -> None:
+    """The component alone serves the API too."""
+    assert set(_routes(renders["overlays/gpu + components/kong"])) == {
+        ("/api", ENGINE, "api"),
+        ("/", ENGINE, "web"),
+    }
+
+
+def _routes(objects: Sequence[Object]) -> Iterator[tuple[str, str, str | int]]:
+    """(path, who has the pods, their port) of all Ingresses."""
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
+    for ingress in of_kind(objects, "Ingress"):
+        for rule in ingress["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                backend = path["backend"]["service"]
+                service = services[backend["name"]]
+                (port,) = (
+                    one for one in service["ports"] if one["name"] == backend["port"]["name"]
+                )
+                for pod in pods(objects):
+                    if matches(service["selector"], pod.labels):
+                        yield path["path"], pod.owner, port["targetPort"]
