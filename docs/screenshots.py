@@ -65,7 +65,7 @@ def model(page: Page) -> None:
     page.wait_for_selector(".tgwui-models td")
 
 
-WRONG_REQUEST = """() => fetch("/api/v1/completions", {
+WRONG_REQUEST = """() => fetch("/page/api/v1/completions", {
     method: "POST",
     headers: {"content-type": "application/json", "x-tgwui-page": "1"},
     body: JSON.stringify({prompt: "Hello", temperature: 3}),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -21,7 +22,7 @@ from tests.browser.conftest import (
     open_tab,
     watched,
 )
-from tests.helpers.page_process import PageServer
+from tests.helpers.page_process import PageServer, RoundRobin
 
 QUESTION = "How do models get on EFS?"
 CHATS = """Object.entries(localStorage).filter(([name]) => name.includes(":chat:"))
@@ -314,6 +315,20 @@ def test_model_and_engine(server: PageServer, open_page: Open) -> None:
     with page.context.expect_page() as docs:
         page.get_by_role("link", name="API documentation").click()
     expect(docs.value.locator("body")).to_contain_text("/v1/chat/completions")
+
+
+def test_the_api_and_the_page_at_one_address(server: PageServer, open_page: Open) -> None:
+    """As Kong has them: `/api` is stripped and is the API's, everything else is the page's."""
+    balancer = RoundRobin([server.page_url], elsewhere={"/api": server.url})
+    with balancer.serving() as url:
+        assert httpx.get(f"{url}/api/v1/models").json()["data"][0]["id"] == "demo"
+        page = open_page(url)
+        ask(page, QUESTION)
+        assert len(last_answer(page)) > 20
+        open_tab(page, MODEL)
+        expect(page.locator(".tgwui-facts")).to_contain_text("LlamaForCausalLM")
+    # The script's own requests bring a session, no key: the page must see them.
+    assert [path for one, path in balancer.served if one == server.url] == ["/v1/models"]
 
 
 def test_errors_say_what_to_do(server: PageServer, open_page: Open) -> None:

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -119,6 +119,8 @@ class RoundRobin:
 
     replicas: Sequence[str]
     prefix: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes that are stripped, and the URL of what is below each."""
     served: list[tuple[str, str]] = field(default_factory=list)
     """Replica and path of every request."""
 
@@ -145,8 +147,11 @@ class RoundRobin:
     async def _forward(self, request: Request) -> Response:
         path = request.url.path.removeprefix(self.prefix)
         body = await request.body()
-        for _ in self.replicas:
-            replica = self.replicas[next(self._turns)]
+        replicas: Iterable[str] = (self.replicas[next(self._turns)] for _ in self.replicas)
+        for below, url in self.elsewhere.items():
+            if path.startswith(f"{below}/"):
+                path, replicas = path.removeprefix(below), [url]
+        for replica in replicas:
             asked = self._client.build_request(
                 request.method,
                 httpx.URL(replica + path, query=request.url.query.encode()),

@@ -87,7 +87,7 @@ def create_page(settings: PageSettings) -> ASGIApp:
             Route("/page/preset", preset),
             Route("/page/engine", EngineState(client, pod).__call__),
             Route("/page/load", ModelLoad(client).__call__, methods=["POST"]),
-            Route("/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
+            Route("/page/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
         )
     )
     app.mount("/page/static", StaticFiles(directory=STATIC))

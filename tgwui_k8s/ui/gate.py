@@ -28,7 +28,8 @@ OPEN_FOLDERS = ("/assets/", "/static/")
 """The login and files that are the same for everybody; they hold nothing of anybody's."""
 
 PROTECTED = frozenset({"/", "/logout"})
-PROTECTED_FOLDERS = ("/api/", "/page/")
+PROTECTED_FOLDERS = ("/page/",)
+"""Nothing is below `/api`: proxies such as Kong take that prefix for the API, and strip it."""
 
 POLICY = "; ".join(
     (

@@ -66,7 +66,7 @@ def authorization(login: Login) -> dict[str, str]:
 
 
 class Proxy:
-    """`/api/PATH` is the API's `PATH`, for the paths that the page uses."""
+    """`/page/api/PATH` is the API's `PATH`, for the paths that the page uses."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client

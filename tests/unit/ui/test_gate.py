@@ -79,7 +79,7 @@ async def test_an_open_page_needs_no_login() -> None:
 async def test_a_guarded_page_asks_for_the_key(guarded: httpx.AsyncClient) -> None:
     """A person is sent to the login, a script gets a 401, public files are public."""
     root = await guarded.get("/")
-    data = await guarded.get("/api/v1/models")
+    data = await guarded.get("/page/api/v1/models")
 
     assert (root.status_code, root.headers["location"]) == (303, "/login")
     assert (data.status_code, data.json()["error"]["code"]) == (401, "session_ended")
@@ -91,20 +91,20 @@ async def test_a_session_brings_its_key(guarded: httpx.AsyncClient) -> None:
     """The key never leaves the server: the cookie stands for it."""
     session(guarded)
 
-    assert (await guarded.get("/api/x")).json() == {"path": "/api/x", "key": KEY}
+    assert (await guarded.get("/page/api/x")).json() == {"path": "/page/api/x", "key": KEY}
     session(guarded, "sk-other")
-    assert (await guarded.get("/api/x")).status_code == 401
+    assert (await guarded.get("/page/api/x")).status_code == 401
     guarded.cookies.clear()
     headers = {"cookie": '"; \x01=broken'}
-    assert (await guarded.get("/api/x", headers=headers)).status_code == 401
+    assert (await guarded.get("/page/api/x", headers=headers)).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/webui/api/x", "/api/x"])
+@pytest.mark.parametrize("path", ["/webui/page/api/x", "/page/api/x"])
 async def test_a_prefix_may_be_stripped_or_not(path: str) -> None:
     """Proxies do either."""
     client = page(keyring(), "/webui")
 
-    assert (await client.get(path)).json()["path"] == "/api/x"
+    assert (await client.get(path)).json()["path"] == "/page/api/x"
     assert (await client.get("/webui")).json()["path"] == "/"
     assert (await client.get("/webuix")).status_code == 404
 
@@ -113,8 +113,8 @@ async def test_other_sites_cannot_ask(guarded: httpx.AsyncClient) -> None:
     """What changes something needs a header that only our script sends."""
     session(guarded)
 
-    assert (await guarded.post("/api/x")).status_code == 403
-    assert (await guarded.post("/api/x", headers=OURS)).status_code == 200
+    assert (await guarded.post("/page/api/x")).status_code == 403
+    assert (await guarded.post("/page/api/x", headers=OURS)).status_code == 200
     assert (await guarded.post("/logout")).status_code == 403
 
 
@@ -140,11 +140,11 @@ async def test_login_and_logout(guarded: httpx.AsyncClient) -> None:
         assert part in right.headers["set-cookie"]
     assert "Secure" not in right.headers["set-cookie"]
     assert KEY not in right.headers["set-cookie"]
-    assert (await guarded.get("/api/x")).json()["key"] == KEY
+    assert (await guarded.get("/page/api/x")).json()["key"] == KEY
 
     out = await guarded.post("/logout", headers=OURS)
     assert (out.status_code, 'tgwui_session=""' in out.headers["set-cookie"]) == (204, True)
-    assert (await guarded.get("/api/x")).status_code == 401
+    assert (await guarded.get("/page/api/x")).status_code == 401
 
 
 @pytest.mark.parametrize("scheme", ["https", "https, http"])

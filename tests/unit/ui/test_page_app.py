@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from tests.helpers.page_process import page_over
-from tgwui_k8s.ui.app import create_page
+from tgwui_k8s.ui.app import STATIC, create_page
+from tgwui_k8s.ui.gate import OPEN, OPEN_FOLDERS, PROTECTED, PROTECTED_FOLDERS
 from tgwui_k8s.ui.page_settings import PageSettings, page_settings
 from tgwui_k8s.ui.parameters import parameters
 from tgwui_k8s.ui.process import main
@@ -66,6 +67,15 @@ async def test_every_parameter_has_its_place(page: httpx.AsyncClient) -> None:
     for one in parameters():
         assert props[f"tgwui-parameter-{one.name}"]["info"]
     assert ["Ours", "Ours"] in props["tgwui-preset"]["choices"]
+
+
+def test_no_path_of_the_page_is_below_the_apis_prefix() -> None:
+    """Kong takes `/api` for the API and strips it: the page would never see such a request."""
+    paths = [*OPEN, *OPEN_FOLDERS, *PROTECTED, *PROTECTED_FOLDERS]
+    scripts = [script.read_text() for script in STATIC.glob("*.*")]
+
+    assert [path for path in paths if path.startswith("/api")] == []
+    assert re.findall(r"""["'`}]/api\b.*""", "\n".join(scripts)) == []
 
 
 async def test_presets_by_name(page: httpx.AsyncClient) -> None:

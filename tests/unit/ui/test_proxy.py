@@ -26,7 +26,7 @@ def page(api: Api, login: Login = ANONYMOUS) -> httpx.AsyncClient:
     """The page's routes over an API that is a function, for somebody who has logged in."""
     client = httpx.AsyncClient(transport=httpx.MockTransport(api), base_url="http://api")
     routes = [
-        Route("/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
+        Route("/page/api/{path:path}", Proxy(client).__call__, methods=["GET", "POST"]),
         Route("/page/engine", EngineState(client, "pod-a").__call__),
         Route("/page/load", ModelLoad(client).__call__, methods=["POST"]),
     ]
@@ -52,7 +52,7 @@ async def test_a_request_passes_with_the_sessions_key() -> None:
 
     client = page(api, Login("sk-1", "user"))
     answer = await client.post(
-        "/api/v1/chat/completions?x=1", json={"messages": []}, headers={"cookie": "c=1"}
+        "/page/api/v1/chat/completions?x=1", json={"messages": []}, headers={"cookie": "c=1"}
     )
 
     assert (answer.status_code, answer.json(), answer.headers["retry-after"]) == (
@@ -71,11 +71,11 @@ async def test_a_request_passes_with_the_sessions_key() -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/api/v1/internal/stop-generation"),
-        ("POST", "/api/v1/internal/stop-generation"),
-        ("POST", "/api/v1/internal/model/load"),
-        ("GET", "/api/../etc"),
-        ("POST", "/api/metrics"),
+        ("GET", "/page/api/v1/internal/stop-generation"),
+        ("POST", "/page/api/v1/internal/stop-generation"),
+        ("POST", "/page/api/v1/internal/model/load"),
+        ("GET", "/page/api/../etc"),
+        ("POST", "/page/api/metrics"),
     ],
 )
 async def test_only_what_the_page_uses_passes(method: str, path: str) -> None:
@@ -93,7 +93,7 @@ async def test_an_api_that_is_not_there() -> None:
     def api(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    answer = await page(api).get("/api/metrics")
+    answer = await page(api).get("/page/api/metrics")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "api_unreachable")
 
@@ -105,7 +105,9 @@ async def test_an_api_that_dies_in_mid_answer() -> None:
         yield b"data: 1\n\n"
         raise httpx.ReadError("reset")
 
-    answer = await page(lambda request: httpx.Response(200, content=body())).get("/api/metrics")
+    answer = await page(lambda request: httpx.Response(200, content=body())).get(
+        "/page/api/metrics"
+    )
 
     assert answer.text == "data: 1\n\n"
 
@@ -138,8 +140,8 @@ async def test_a_browser_that_leaves_ends_the_request() -> None:
         if len(messages) == 3:
             streaming.set()
 
-    app = with_login(Starlette(routes=[Route("/api/{path:path}", Proxy(client).__call__)]))
-    scope = {"type": "http", "method": "GET", "path": "/api/metrics", "query_string": b""}
+    app = with_login(Starlette(routes=[Route("/page/api/{path:path}", Proxy(client).__call__)]))
+    scope = {"type": "http", "method": "GET", "path": "/page/api/metrics", "query_string": b""}
     await app({**scope, "headers": []}, receive, send)  # type: ignore[arg-type]
 
     assert closed.is_set()

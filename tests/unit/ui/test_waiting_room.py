@@ -61,7 +61,9 @@ async def test_what_an_open_page_asks_waits_and_is_asked_again() -> None:
     """Below whatever prefix, with its query, method and body; however large that is."""
     body = b"x" * 3_000_000
     async with open_room() as (room, visitor):
-        asked = asyncio.create_task(visitor.post("/api/v1/chat/completions?a=b/c", content=body))
+        asked = asyncio.create_task(
+            visitor.post("/page/api/v1/chat/completions?a=b/c", content=body)
+        )
         await asyncio.sleep(0.1)
         assert not asked.done()
         page = await answer_once(room.listener)
@@ -71,7 +73,7 @@ async def test_what_an_open_page_asks_waits_and_is_asked_again() -> None:
         assert (answer.status_code, answer.headers["location"]) == (307, "./completions?a=b/c")
         assert answer.next_request is not None
         again = await visitor.send(answer.next_request)
-        assert again.content == b"POST /api/v1/chat/completions?a=b/c HTTP/1.1 " + body
+        assert again.content == b"POST /page/api/v1/chat/completions?a=b/c HTTP/1.1 " + body
         page.close()
 
 

@@ -6,7 +6,7 @@ import * as notice from "./notice.js";
 import { add, choose, path, removeLeaf, versions } from "./tree.js";
 import { say } from "./words.js";
 
-const ROUTE = "/api/v1/chat/completions";
+const ROUTE = "/page/api/v1/chat/completions";
 const PAINT_MS = 80;
 const SAVE_MS = 1000;
 const LEAST_SPREAD_MS = 100;

@@ -102,6 +102,6 @@ function canBeSaid(name) {
 }
 
 function links() {
-  const link = (path, key) => element("a", { href: `${window.tgwuiPage.root}/api${path}`, target: "_blank" }, say(key));
+  const link = (path, key) => element("a", { href: `${window.tgwuiPage.root}/page/api${path}`, target: "_blank" }, say(key));
   return element("p", { class: "tgwui-links" }, link("/docs", "engine_docs"), link("/metrics", "engine_metrics"));
 }

@@ -34,8 +34,8 @@ export class Model {
 
   async showFacts() {
     try {
-      const info = await get("/api/v1/internal/model/info");
-      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(await getText("/api/metrics")))));
+      const info = await get("/page/api/v1/internal/model/info");
+      this.facts.replaceChildren(element("dl", {}, ...rows(info, cacheOf(await getText("/page/api/metrics")))));
       if (this.session.role === "admin" && info.capabilities.adapters) await this.listAdapters(info.lora_names);
       else this.adapters.replaceChildren();
     } catch (error) {
@@ -67,7 +67,7 @@ export class Model {
 
   async list() {
     try {
-      const { models } = await get("/api/v1/internal/model/list?details=true");
+      const { models } = await get("/page/api/v1/internal/model/list?details=true");
       const chosen = this.choice.value;
       this.choice.replaceChildren(...models.map(({ name }) => element("option", { value: name }, name)));
       if (models.some(({ name }) => name === chosen)) this.choice.value = chosen;
@@ -82,7 +82,7 @@ export class Model {
 
   /** Each adapter with the button that loads it, or takes it away. */
   async listAdapters(loaded) {
-    const { lora_names: found } = await get("/api/v1/internal/lora/list");
+    const { lora_names: found } = await get("/page/api/v1/internal/lora/list");
     const names = [...new Set([...loaded, ...found])].sort();
     const row = (name) => {
       const [key, what] = loaded.includes(name) ? ["model_unload", "unload"] : ["model_load", "load"];
@@ -93,7 +93,7 @@ export class Model {
 
   async changeAdapter(what, name) {
     try {
-      await post(`/api/v1/internal/lora/${what}`, { lora_names: [name] });
+      await post(`/page/api/v1/internal/lora/${what}`, { lora_names: [name] });
     } catch (error) {
       notice.show(error);
     }
@@ -135,7 +135,7 @@ export class Model {
   async unload() {
     if (!window.confirm(say("model_unload_sure"))) return;
     try {
-      await post("/api/v1/internal/model/unload");
+      await post("/page/api/v1/internal/model/unload");
       this.progress.replaceChildren(say("model_unloaded"));
     } catch (error) {
       notice.show(error);

@@ -5,7 +5,7 @@ import * as notice from "./notice.js";
 import { load, save } from "./storage.js";
 import { showTokens, tokensOf } from "./tokens.js";
 
-const ROUTE = "/api/v1/completions";
+const ROUTE = "/page/api/v1/completions";
 const NUM_ALTERNATIVES = 5;
 const PAINT_MS = 80;
 

@@ -21,7 +21,7 @@ export class Parameters {
 
   /** Which names the pod serves now: the model's, and its adapters'. */
   async refreshNames() {
-    const models = await get("/api/v1/models").catch(() => ({ data: [] }));
+    const models = await get("/page/api/v1/models").catch(() => ({ data: [] }));
     this.names = models.data.map(({ id }) => id);
     this.paint();
   }
