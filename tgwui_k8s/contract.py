@@ -116,6 +116,12 @@ class KVLayout:
 
 # ------------------------------------------------------------------------------- one step
 
+MAX_SCORED_ROWS = 256
+"""Rows of logits in a step beside one per row of `max_num_seqs`, for runners with chunked prefill.
+
+Prompt logprobs and guessed tokens share them; loaders reserve memory for as many.
+"""
+
 
 @dataclass(slots=True)
 class ScheduledSequence:

@@ -16,16 +16,10 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tgwui_k8s.contract import Batch, KVLayout, ScheduledSequence
+from tgwui_k8s.contract import MAX_SCORED_ROWS, Batch, KVLayout, ScheduledSequence
 from tgwui_k8s.engine.kv_cache import KVCache
 from tgwui_k8s.engine.request import Lane, Sequence, Status
 from tgwui_k8s.errors import IntegrityError
-
-MAX_LOGITS_PER_SEQUENCE = 256
-"""Logits rows one sequence may ask for in a step: 128k float32 words each, so 128 MiB."""
-
-MAX_LOGITS_WITH_DRAFTS = 256
-"""Logits rows of a step that guesses may fill up; loaders reserve memory for as many."""
 
 
 @dataclass(slots=True)
@@ -46,6 +40,8 @@ class Schedule:
 
     batch: Batch
     entries: list[tuple[Sequence, list[ScheduledLane]]] = field(default_factory=list)
+    num_scored_rows: int = 0
+    """Rows of logits that are wanted of prompts."""
 
     def add(self, sequence: Sequence, parts: list[ScheduledLane]) -> None:
         """Put parts of a sequence into the batch."""
@@ -63,6 +59,7 @@ class Schedule:
                 )
             )
             self.batch.num_tokens += part.num_tokens
+        self.num_scored_rows += _num_scored_rows(parts)
 
     def add_draft(self, position: int, part: ScheduledLane, draft: list[int]) -> None:
         """Compute guessed tokens behind the newest one of the batch's entry at `position`."""
@@ -82,6 +79,7 @@ class Schedule:
                 del self.entries[position]
                 num_tokens = sum(part.num_tokens for part in parts)
                 self.batch.num_tokens -= num_tokens
+                self.num_scored_rows -= _num_scored_rows(parts)
                 return num_tokens
         return 0
 
@@ -206,14 +204,14 @@ class Scheduler:
         for sequence in sequences:
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for one before it
-            parts = self._plan(sequence, self.max_num_batched_tokens - schedule.batch.num_tokens)
+            parts = self._plan(schedule, sequence)
             if parts and self._make_room(schedule, sequence, parts):
                 schedule.add(sequence, parts)
 
     def _speculate(self, schedule: Schedule) -> None:
         """Let decodes compute guesses with the budget, logits and blocks that are left."""
         position = -1
-        num_logits_left = MAX_LOGITS_WITH_DRAFTS - schedule.batch.num_logits
+        num_logits_left = MAX_SCORED_ROWS - schedule.batch.num_logits
         for sequence, parts in schedule.entries:
             position += len(parts)
             if sequence.lookup is None or not sequence.is_decoding or sequence.wants_prompt_logits:
@@ -231,14 +229,15 @@ class Scheduler:
                 num_logits_left -= len(draft)
                 self.num_draft_tokens += len(draft)
 
-    def _plan(self, sequence: Sequence, budget: int) -> list[ScheduledLane]:
-        """Which tokens of a sequence fit the budget; nothing if none.
+    def _plan(self, schedule: Schedule, sequence: Sequence) -> list[ScheduledLane]:
+        """Which tokens of a sequence fit what is left of the step; nothing if none.
 
         The newest token of any lane is computed only together with that of every other lane,
         because their logits are needed in one step.
         """
-        num_uncomputed = sequence.num_uncomputed
-        is_complete = num_uncomputed <= budget and not self._exceeds_logits(sequence)
+        budget = self.max_num_batched_tokens - schedule.batch.num_tokens
+        most = self._most_scored(schedule, sequence)
+        is_complete = sequence.num_uncomputed <= budget and sequence.lanes[0].num_uncomputed <= most
         if not self.layout.chunked_prefill and not sequence.is_decoding:
             is_complete = is_complete or budget == self.max_num_batched_tokens
             if not is_complete:
@@ -251,20 +250,18 @@ class Scheduler:
                 num_tokens -= len(sequence.lanes) > 1
                 num_tokens = min(num_tokens, budget)
             if lane is sequence.lanes[0] and sequence.wants_prompt_logits:
-                if self.layout.chunked_prefill:
-                    num_tokens = min(num_tokens, MAX_LOGITS_PER_SEQUENCE)
-                num_logits = num_tokens
+                num_logits = num_tokens = min(num_tokens, most)
             if num_tokens > 0:
                 parts.append(ScheduledLane(lane, lane.num_computed, num_tokens, num_logits))
                 budget -= num_tokens
         return parts
 
-    def _exceeds_logits(self, sequence: Sequence) -> bool:
-        return (
-            self.layout.chunked_prefill
-            and sequence.wants_prompt_logits
-            and sequence.lanes[0].num_uncomputed > MAX_LOGITS_PER_SEQUENCE
-        )
+    def _most_scored(self, schedule: Schedule, sequence: Sequence) -> int:
+        """How many tokens of the sequence's prompt may have logits in this step."""
+        is_chunked = self.layout.chunked_prefill and not sequence.is_decoding
+        if is_chunked and sequence.wants_prompt_logits:
+            return MAX_SCORED_ROWS - schedule.num_scored_rows
+        return sequence.num_uncomputed
 
     def _make_room(
         self, schedule: Schedule, sequence: Sequence, parts: list[ScheduledLane]
@@ -300,8 +297,9 @@ class Scheduler:
         for lane, num_blocks in zip(sequence.lanes, prefixes, strict=True):
             self.kv_cache.adopt_prefix(lane, num_blocks)
             lane.row = heapq.heappop(self._free_rows)
-        parts = self._plan(sequence, budget)
-        if not parts or not all(
+        parts = self._plan(schedule, sequence)
+        # Without a part of this step, a prompt in chunks runs on in the next.
+        if not (parts or self.layout.chunked_prefill) or not all(
             self.kv_cache.extend(part.lane, part.lane.num_computed + part.num_tokens)
             for part in parts
         ):
@@ -310,7 +308,8 @@ class Scheduler:
         self._count_prefix(sequence)
         sequence.status = Status.RUNNING
         self.running.append(sequence)
-        schedule.add(sequence, parts)
+        if parts:
+            schedule.add(sequence, parts)
         return True
 
     def _find_prefix(self, sequence: Sequence, lane: Lane) -> int:
@@ -361,3 +360,7 @@ class Scheduler:
             self.kv_cache.release(lane)
             heapq.heappush(self._free_rows, lane.row)
             lane.row = -1
+
+
+def _num_scored_rows(parts: list[ScheduledLane]) -> int:
+    return sum(part.num_logits for part in parts if part.num_logits > 1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tgwui_k8s.byte_size import format_byte_size
-from tgwui_k8s.contract import LoadRequest
+from tgwui_k8s.contract import MAX_SCORED_ROWS, LoadRequest
 from tgwui_k8s.errors import NotEnoughMemoryError
 from tgwui_k8s.runtime.limits import AvailableMemory
 
@@ -23,8 +23,6 @@ _BASE_WORKSPACE = 256 << 20
 _FLOAT_BYTES = 4
 _LOGIT_COPIES = 6
 """Logits, sorted values, sort indices (twice as wide), probabilities, one spare."""
-_MIN_LOGIT_ROWS = 256
-"""Prompt logprobs are computed for so many tokens at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +42,7 @@ class StepSize:
 
         Per row of logits it has several float32 copies.
         """
-        num_rows = max(self.num_sequences, _MIN_LOGIT_ROWS)
+        num_rows = self.num_sequences + MAX_SCORED_ROWS
         logits = num_rows * self.vocab_size * _FLOAT_BYTES * _LOGIT_COPIES
         return _BASE_WORKSPACE + self.num_tokens * self.bytes_per_token + logits
 
