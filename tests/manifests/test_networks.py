@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers.manifests.pods import matches, pods
+from tests.helpers.manifests.pods import Pod, matches, pods
 from tests.helpers.manifests.rendering import Object, of_kind, render_together
 
 ENGINE = "Deployment text-generation-webui"
 GATEWAY = "Deployment text-generation-webui-proxy"
+NAMESPACE = "text-generation-webui"
+
+Peer = tuple[str, Mapping[str, str]]
+"""A pod's namespace and labels."""
+
+THE_GATEWAY: Peer = (
+    NAMESPACE,
+    {
+        "app.kubernetes.io/name": "text-generation-webui-proxy",
+        "app.kubernetes.io/component": "gateway",
+    },
+)
+PROMETHEUS: Peer = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
 
 Renders = dict[str, list[Object]]
 
@@ -47,6 +61,41 @@ def test_without_the_gateway_kong_leads_to_the_engines(renders: Renders) -> None
         ("/api", ENGINE, "api"),
         ("/", ENGINE, "web"),
     }
+
+
+@pytest.mark.parametrize("peer", [THE_GATEWAY, PROMETHEUS], ids=["gateway", "Prometheus"])
+def test_every_engine_is_open_to(peer: Peer, renders: Renders) -> None:
+    """Engines under another name too: kustomize puts their label also where a policy says "from"."""
+    closed = {
+        f"{name}, {pod.owner}"
+        for name, objects in renders.items()
+        for pod in pods(objects)
+        if pod.labels.get("app.kubernetes.io/component") == "engine" and pod.has_port("api")
+        if not _is_admitted(peer, "api", pod, objects)
+    }
+
+    assert closed == set()
+
+
+def _is_admitted(peer: Peer, port: str, pod: Pod, objects: Sequence[Object]) -> bool:
+    """Does some policy of the pod's let the peer in?"""
+    return any(
+        _is_peer(one, peer)
+        for policy in of_kind(objects, "NetworkPolicy")
+        if matches(policy["spec"]["podSelector"], pod.labels)
+        for rule in policy["spec"].get("ingress", ())
+        if port in (there["port"] for there in rule.get("ports", ({"port": port},)))
+        for one in rule.get("from", ({},))
+    )
+
+
+def _is_peer(one: Mapping[str, Any], peer: Peer) -> bool:
+    namespace, labels = peer
+    if "namespaceSelector" in one:
+        is_there = matches(one["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
+    else:
+        is_there = namespace == NAMESPACE or "podSelector" not in one
+    return is_there and matches(one.get("podSelector", {}), labels)
 
 
 def _routes(objects: Sequence[Object]) -> Iterator[tuple[str, str, str | int]]:

@@ -45,9 +45,13 @@ def pods(objects: Sequence[Object]) -> list[Pod]:
 
 
 def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Does a selector, written as `matchLabels` or as a plain mapping, match?"""
-    wanted = selector.get("matchLabels", selector)
-    return all(labels.get(name) == value for name, value in wanted.items())
+    """Does a selector, written as `matchLabels`, `matchExpressions` or a plain mapping, match?"""
+    expressions = selector.get("matchExpressions", ())
+    assert all(one["operator"] == "In" for one in expressions), "only In is known here"
+    wanted = selector.get("matchLabels", {} if expressions else selector)
+    return all(labels.get(name) == value for name, value in wanted.items()) and all(
+        labels.get(one["key"]) in one["values"] for one in expressions
+    )
 
 
 def _pods_of(one: Object, objects: Sequence[Object]) -> Iterator[Pod]:
