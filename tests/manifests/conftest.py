@@ -28,7 +28,10 @@ WITHOUT_OUR_ENGINE = (
 )
 """What can be put upon an overlay that runs vLLM instead."""
 
-ADD_ONS = {"components/gateway-redis": "components/gateway"}
+ADD_ONS = {
+    "components/gateway-redis": "components/gateway",
+    "components/keda": "components/gateway",
+}
 """What changes another component."""
 
 SENSELESS = {("overlays/upstream", "components/kserve")}

@@ -65,7 +65,7 @@ def test_without_the_gateway_kong_leads_to_the_engines(renders: Renders) -> None
 
 @pytest.mark.parametrize("peer", [THE_GATEWAY, PROMETHEUS], ids=["gateway", "Prometheus"])
 def test_every_engine_is_open_to(peer: Peer, renders: Renders) -> None:
-    """Engines under another name too: kustomize puts their label also where a policy says "from"."""
+    """Engines under another name too: kustomize puts their label where a policy says "from"."""
     closed = {
         f"{name}, {pod.owner}"
         for name, objects in renders.items()
