@@ -28,6 +28,7 @@ from tgwui_k8s.api.engine_requests import Asked, engine_requests, timeout_of
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.logprobs import chat_logprobs
 from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import Reported
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.fields import refuse_unsupported
@@ -100,8 +101,11 @@ def plan_chat(
         tool_call_parser=state.settings.model.tool_call_parser,
     )
     # A model's template has written its own special tokens.
-    prompt = model.tokenizer.encode(
+    prompt = prompt_tokens(
         text,
+        model,
+        "messages",
+        may_exceed=bool(request.truncation_length),
         add_special_tokens=request.instruction_template is not None,
         add_bos=request.add_bos_token,
     )

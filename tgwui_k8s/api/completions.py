@@ -27,6 +27,7 @@ from tgwui_k8s.api.fill_in_middle import with_suffix
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.logprobs import completion_logprobs, prompt_text_offsets
 from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import Reported
 from tgwui_k8s.api.schemas.completions import CompletionRequest
 from tgwui_k8s.api.schemas.fields import refuse_unsupported
@@ -111,7 +112,12 @@ def _encoded(request: CompletionRequest, model: ServedModel) -> list[list[int]]:
             text = prompt
             if request.suffix:
                 text = with_suffix(prompt, request.suffix, model.tokenizer)
-            prompts.append(model.tokenizer.encode(text, add_bos=request.add_bos_token))
+            is_cut = bool(request.truncation_length)
+            prompts.append(
+                prompt_tokens(
+                    text, model, "prompt", may_exceed=is_cut, add_bos=request.add_bos_token
+                )
+            )
         elif request.suffix:
             raise InvalidRequestError("'suffix' needs a prompt that is text.", param="suffix")
         else:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from tgwui_k8s.api.answer import describe_answer, new_response_id, off_the_loop_if_large
 from tgwui_k8s.api.body import read_body
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import check_token_ids
 from tgwui_k8s.api.schemas.embeddings import (
     Embedding,
@@ -92,7 +93,7 @@ def _tokens(one: str | list[int], model: ServedModel) -> list[int]:
     """Token ids are taken as they are; a text gets the tokenizer's special tokens."""
     longest = model.info.max_model_len
     if isinstance(one, str):
-        token_ids = model.tokenizer.encode(one, max_tokens=longest)
+        token_ids = prompt_tokens(one, model, "input")
     else:
         check_token_ids(one, model, "input")
         token_ids = one

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import (
     Reported,
     check_token_ids,
@@ -145,7 +146,9 @@ def _usable(
 def _negative_prompt(request: GenerationFields, model: ServedModel) -> list[int]:
     if not request.negative_prompt:
         return []
-    return model.tokenizer.encode(request.negative_prompt, add_bos=request.add_bos_token)
+    return prompt_tokens(
+        request.negative_prompt, model, "negative_prompt", add_bos=request.add_bos_token
+    )
 
 
 def _max_tokens(

@@ -26,6 +26,7 @@ from tgwui_k8s.api.errors import without_folders
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.model_settings import settings_for_model
 from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import Reported, check_token_ids
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.fields import declaration, refuse_unsupported
@@ -65,7 +66,7 @@ def _add_token_routes(router: APIRouter, state: ServerState) -> None:
         """The tokens of a text, with the tokenizer's own special tokens."""
         asked = await read_body(request, EncodeRequest)
         model = state.require_model()
-        tokens = await off_the_loop_if_large(request, model.tokenizer.encode, asked.text)
+        tokens = await off_the_loop_if_large(request, _encoded, asked.text, model)
         return {"tokens": tokens, "length": len(tokens)}
 
     @router.post("/decode", summary="Tokens to text", openapi_extra=describe_body(DecodeRequest))
@@ -82,7 +83,7 @@ def _add_token_routes(router: APIRouter, state: ServerState) -> None:
         """How many tokens a text has."""
         asked = await read_body(request, EncodeRequest)
         model = state.require_model()
-        tokens = await off_the_loop_if_large(request, model.tokenizer.encode, asked.text)
+        tokens = await off_the_loop_if_large(request, _encoded, asked.text, model)
         return {"length": len(tokens)}
 
     @router.post("/chat-prompt", summary="Render a chat", openapi_extra=describe_body(ChatRequest))
@@ -92,6 +93,10 @@ def _add_token_routes(router: APIRouter, state: ServerState) -> None:
         refuse_unsupported(asked)
         model = state.require_model(asked.model)
         return {"prompt": await off_the_loop_if_large(request, chat_prompt, asked, model)}
+
+
+def _encoded(text: str, model: ServedModel) -> list[int]:
+    return prompt_tokens(text, model, "text", may_exceed=True)
 
 
 # -------------------------------------------------------------------------------- generation
@@ -129,7 +134,7 @@ def plan_logits(request: LogitsRequest, state: ServerState, arrival: float) -> P
     asked = Asked(
         response_id=new_response_id("logits-"),
         param="prompt",
-        prompts=[model.tokenizer.encode(request.prompt)],
+        prompts=[prompt_tokens(request.prompt, model, "prompt")],
         max_tokens=1,
         default_max_tokens=1,
         num_choices=1,

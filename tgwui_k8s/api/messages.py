@@ -17,6 +17,7 @@ from tgwui_k8s.api.chat_prompt import chat_prompt
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.message_writer import MessageWriter
 from tgwui_k8s.api.messages_prompt import chat_request
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.schemas.message_answer import AnswerMessage, StreamEvent, TokenCount
 from tgwui_k8s.api.schemas.messages import CountTokensRequest, MessagesRequest
 from tgwui_k8s.api.sse import GenerationResponse
@@ -74,5 +75,6 @@ def counted(request: CountTokensRequest, state: ServerState) -> dict[str, Any]:
     """The answer of `count_tokens`; CPU work."""
     asked = chat_request(request)
     model = state.require_model(asked.model)
-    prompt = model.tokenizer.encode(chat_prompt(asked, model), add_special_tokens=False)
+    text = chat_prompt(asked, model)
+    prompt = prompt_tokens(text, model, "messages", may_exceed=True, add_special_tokens=False)
     return msgspec.structs.asdict(TokenCount(len(prompt)))

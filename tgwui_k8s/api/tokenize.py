@@ -18,6 +18,7 @@ from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.completions import plan_completion
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.plan import Plan
+from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.sampling_fields import check_token_ids
 from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.completions import CompletionRequest
@@ -118,16 +119,26 @@ def _tokens(request: TokenizeRequest, model: ServedModel) -> list[int]:
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
     if request.messages is None:
         _refuse_chat_fields(request)
-        adds_special_tokens = request.add_special_tokens is not False
-        return model.tokenizer.encode(request.prompt or "", add_special_tokens=adds_special_tokens)
+        return prompt_tokens(
+            request.prompt or "",
+            model,
+            "prompt",
+            may_exceed=True,
+            add_special_tokens=request.add_special_tokens is not False,
+        )
     chat = ChatRequest.model_construct(
         messages=request.messages,
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         chat_template_kwargs=request.chat_template_kwargs,
     )
-    adds_special_tokens = request.add_special_tokens is True
-    return model.tokenizer.encode(chat_prompt(chat, model), add_special_tokens=adds_special_tokens)
+    return prompt_tokens(
+        chat_prompt(chat, model),
+        model,
+        "messages",
+        may_exceed=True,
+        add_special_tokens=request.add_special_tokens is True,
+    )
 
 
 def _refuse_chat_fields(request: TokenizeRequest) -> None:
