@@ -294,9 +294,8 @@ class EngineCore:
             return
         for sequence in request.sequences:
             sequence.grammar = compiled.result().copy()
-        resumed = request.source.resume_token_ids
-        for sequence in request.sequences if resumed else ():
-            self._fits_grammar(sequence, resumed[sequence.index])
+        for sequence in request.sequences:
+            self._fits_grammar(sequence, request.resumed_token_ids(sequence.index))
 
     def _fail_unsampled(self, sequence: Sequence) -> None:
         """End a sequence for which no token could be chosen."""
@@ -332,10 +331,12 @@ class EngineCore:
     def _start(self, request: Request) -> None:
         """Queue the first choice; the others follow when the prompt they share is computed."""
         for sequence in request.sequences:
-            reason = self._why_finished_elsewhere(sequence)
+            resumed = request.resumed_token_ids(sequence.index)
+            num_more = request.source.params.max_tokens - len(resumed)
+            reason = self._why_finished_elsewhere(sequence, resumed)
             if reason is not None:
                 self._finish(sequence, reason)
-            elif not self.scheduler.can_ever_run(sequence, request.source.params.max_tokens):
+            elif not self.scheduler.can_ever_run(sequence, num_more):
                 self._fail(
                     sequence,
                     "The request needs more KV cache than there is: shorten the prompt, lower "
@@ -345,9 +346,10 @@ class EngineCore:
         if not request.is_finished:
             self._unblock_leader(request)
 
-    def _why_finished_elsewhere(self, sequence: Sequence) -> FinishReason | None:
+    def _why_finished_elsewhere(
+        self, sequence: Sequence, resumed: tuple[int, ...]
+    ) -> FinishReason | None:
         """The reason why resumed tokens already are the whole answer, if they are."""
-        resumed = list(sequence.to_replay) or sequence.sampling.output_token_ids
         if not resumed:
             return None
         if sequence.is_grammar_complete:

@@ -18,7 +18,7 @@ def make_sequences(
         prompts.append(source.negative_prompt_token_ids)
     sequences = []
     for index in range(source.num_choices):
-        resumed = source.resume_token_ids[index] if source.resume_token_ids else ()
+        resumed = request.resumed_token_ids(index)
         replays = bool(resumed) and sampler.needs_replay(source.params)
         lookup = _make_lookup(source, runner)
         num_groups = len(runner.layout.groups)

@@ -185,6 +185,11 @@ class Request:
         """The prompt that all choices share."""
         return self.source.prompt_token_ids
 
+    def resumed_token_ids(self, index: int) -> tuple[int, ...]:
+        """What was generated of a choice elsewhere; part of its `max_tokens`."""
+        resumed = self.source.resume_token_ids
+        return resumed[index] if resumed else ()
+
     @property
     def deadline(self) -> float | None:
         """On the engine's clock; None means the request may take for ever."""

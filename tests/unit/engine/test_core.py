@@ -282,6 +282,17 @@ def test_a_resumed_generation_goes_on_exactly():
         assert deltas[-1].finish_reason == "length"
 
 
+@pytest.mark.parametrize("mirostat_mode", [0, 2])
+def test_what_fits_from_its_start_fits_when_resumed(mirostat_mode):
+    """Resumed tokens are part of max_tokens, not more of it: replayed by the sampler or not."""
+    params = greedy(24, mirostat_mode=mirostat_mode)
+    whole = expected_tokens([1] * 8, params, max_model_len=32)
+    core = make_core(ToyRunner(num_blocks=8, block_size=4, max_model_len=32))
+    resumed = (tuple(whole[:5]),)
+    core.add_request(make_request("a", [1] * 8, params, resume_token_ids=resumed))
+    assert run_to_end(core) == {("a", 0): whole[5:]}
+
+
 def test_a_resumed_mirostat_generation_replays_its_state():
     """Mirostat's mu depends on past distributions: they are computed again."""
     params = drawn(14, seed=3, mirostat_mode=2, mirostat_tau=2.0, mirostat_eta=0.5)

@@ -41,7 +41,7 @@ def run(*requests: GenerationRequest, kind: type[ToyRunner] = ToyRunner):
 @pytest.mark.parametrize("kind", [ToyRunner, ToyDevice])
 @pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 1.5}])
 def test_scored_prompts_share_the_rows_that_a_step_has_memory_for(kind, guidance) -> None:
-    """The step's logits stay within what loaders reserve, and each is scored as if it were alone."""
+    """The step's logits stay within what loaders reserve; each is scored as if alone."""
     requests = [ask(index, **guidance) for index in range(NUM_PROMPTS)]
     together, core = run(*requests, kind=kind)
     largest = max(batch.num_logits for batch in core.runner.batches)
