@@ -121,7 +121,8 @@ step_cluster() {
     local rendered
     rendered=$(mktemp)
     render cluster.yaml >"$rendered"
-    run eksctl create cluster -f "$rendered"
+    # The steps nvidia and neuron install the plugins; Helm takes no object over that eksctl has made.
+    run eksctl create cluster --install-nvidia-plugin=false --install-neuron-plugin=false -f "$rendered"
     rm -f "$rendered"
   fi
   run aws eks update-kubeconfig --name "$CLUSTER" --region "$REGION"
