@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from tests.helpers.api_server import make_backend, serving, wait_until
 from tests.helpers.app_client import app_client
 from tests.helpers.still_backend import make_state
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.observability.log import line_of
 
 SECRET = "a-secret-of-the-client"
 
@@ -67,3 +69,29 @@ def test_a_generation_that_breaks_is_listed(stream: bool) -> None:
         (seen,) = state.recent_errors.newest_first()
 
     assert (seen.route, seen.status, seen.type) == ("/v1/completions", 500, "server_error")
+
+
+def test_a_client_that_leaves_while_it_sends_is_nobodys_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """499 in metrics and log, and no error: there is nobody left to answer."""
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\n"
+        b"content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+    )
+
+    def ended() -> list[Any]:
+        return [record for record in caplog.records if record.getMessage() == "request"]
+
+    with caplog.at_level("INFO", "tgwui_k8s"), serving(make_backend()) as server:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(address) as client:
+            client.sendall(head + b'{"prompt"')
+            wait_until(lambda: server.state.num_active_requests)
+        wait_until(ended)
+        told = server.state.recent_errors.newest_first()
+
+    (record,) = ended()
+    assert line_of(record)["status"] == 499
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert list(told) == []

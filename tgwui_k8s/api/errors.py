@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -52,8 +52,6 @@ def as_request_error(error: BaseException) -> RequestError:
         return NotFoundError(without_folders(str(error)), param="model", code="model_not_found")
     if isinstance(error, (StartupError, UsageError)):
         return InvalidRequestError(without_folders(str(error)))
-    if isinstance(error, ClientDisconnect):
-        return InvalidRequestError("The connection was closed before the whole body had arrived.")
     return InternalError("The server had an error while processing your request.")
 
 

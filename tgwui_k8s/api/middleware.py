@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Collection
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgwui_k8s.api.errors import error_response, remember_error, remembered_error
@@ -75,6 +76,8 @@ class RequestMiddleware:
             self._state.metrics.count_generation_request()
         try:
             await self._app(scope, receive, answer.send)
+        except ClientDisconnect:
+            pass  # It left while it was sending: nobody is there to answer.
         except Exception as error:
             if not isinstance(error, TgwuiError):
                 logger.exception("a request failed")

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from tgwui_k8s import errors
 from tgwui_k8s.api.errors import (
@@ -194,8 +194,3 @@ async def test_a_wrong_query_parameter_is_a_400() -> None:
         answer = await client.get("/x?limit=many")
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, "limit", "invalid_value")
-
-
-def test_a_client_that_left_while_sending_is_not_our_fault() -> None:
-    """A body that broke off is no 500."""
-    assert status_of(as_request_error(ClientDisconnect())) == 400
