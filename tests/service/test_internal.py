@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.api_server import make_backend
+from tests.helpers.api_server import make_state as make_fake_state
 from tests.helpers.app_client import app_client
 from tests.helpers.still_backend import StillBackend, make_state
 from tgwui_k8s.api.state import ServerState
@@ -122,6 +125,35 @@ async def test_stop_generation_stops_everything_and_counts_it() -> None:
     state.stop_generation["b"] = lambda: stopped.append("b")
     assert await _call("POST", "/stop-generation", state=state) == (200, {"stopped": 2})
     assert stopped == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/internal/logits", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": "abc", "echo": True, "logprobs": 1}),
+    ],
+)
+async def test_what_is_stopped_before_its_first_token_is_an_answer(
+    path: str, body: dict[str, Any]
+) -> None:
+    """Without log probabilities: there are none yet, neither of the prompt."""
+    state = make_fake_state(make_backend(hold_step=0))
+    async with app_client(state) as client:
+        answering = asyncio.create_task(client.post(path, json=body))
+        while not state.stop_generation:  # noqa: ASYNC110 - set by the server's code
+            await asyncio.sleep(0.001)
+        await client.post("/v1/internal/stop-generation")
+        answer = await answering
+
+    assert answer.status_code == 200, answer.text
+    if path == "/v1/internal/logits":
+        assert answer.json() == {}
+        return
+    (choice,) = answer.json()["choices"]
+    assert choice["text"] == "abc"
+    lists = [choice["logprobs"][name] for name in ("token_logprobs", "top_logprobs")]
+    assert lists == [[None] * len(choice["logprobs"]["tokens"])] * 2
 
 
 async def test_model_info_has_upstreams_fields_and_the_facts() -> None:

@@ -239,6 +239,10 @@ class CompletionWriter:
         if echo is None:
             return completion_logprobs(tokenizer, chunk.token_ids, chunk.logprobs, offsets)
         prompt_token_ids = self._plan.requests[prompt_index].prompt_token_ids
+        # There are none where it was stopped before the first step.
+        prompt_logprobs = generation.prompt_logprobs(prompt_index) or [None] * (
+            len(prompt_token_ids) - 1
+        )
         prompt_offsets = prompt_text_offsets(
             tokenizer,
             prompt_token_ids,
@@ -248,7 +252,7 @@ class CompletionWriter:
         return completion_logprobs(
             tokenizer,
             [*prompt_token_ids, *chunk.token_ids],
-            [None, *generation.prompt_logprobs(prompt_index), *chunk.logprobs],
+            [None, *prompt_logprobs, *chunk.logprobs],
             [*prompt_offsets, *offsets],
         )
 

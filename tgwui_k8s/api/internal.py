@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -178,14 +179,13 @@ class LogitsWriter:
         return b""
 
     def whole(self, generation: Generation, choices: list[ChoiceChunk]) -> bytes:
-        """Of two tokens with the same text the likelier one is shown."""
-        (top, *_) = choices[0].logprobs
+        """Of two tokens with the same text the likelier one is shown; none if it was stopped."""
         probabilities: dict[str, float] = {}
-        for token_id, logprob in list(zip(top.token_ids, top.logprobs, strict=True))[
-            : self._num_top
-        ]:
-            text = self._model.tokenizer.token_text(token_id)
-            probabilities.setdefault(text, math.exp(logprob))
+        for top in choices[0].logprobs[:1]:
+            ranked = zip(top.token_ids, top.logprobs, strict=True)
+            for token_id, logprob in islice(ranked, self._num_top):
+                text = self._model.tokenizer.token_text(token_id)
+                probabilities.setdefault(text, math.exp(logprob))
         return msgspec.json.encode(probabilities)
 
 
