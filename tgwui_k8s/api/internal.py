@@ -39,7 +39,7 @@ from tgwui_k8s.api.schemas.internal import (
     LogitsRequest,
 )
 from tgwui_k8s.api.schemas.sampling import SamplingFields
-from tgwui_k8s.api.sse import GenerationResponse
+from tgwui_k8s.api.sse import GenerationResponse, WholeWriter
 from tgwui_k8s.api.state import ModelControl, ServedModel, ServerState
 from tgwui_k8s.errors import InvalidRequestError, ModelNotFoundError, UnsupportedParameterError
 from tgwui_k8s.storage.describe import describe_model, describe_models
@@ -163,20 +163,12 @@ def _refuse_samplers(request: LogitsRequest) -> None:
             raise InvalidRequestError(f"'{name}' needs 'use_samplers': true.", param=name)
 
 
-class LogitsWriter:
-    """Whole answers in upstream's shape, token to probability; the route has no streams."""
+class LogitsWriter(WholeWriter):
+    """Upstream's shape, token to probability."""
 
     def __init__(self, model: ServedModel, num_top: int) -> None:
         self._model = model
         self._num_top = num_top
-
-    def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
-        """No streams, no events."""
-        return b""
-
-    def last_events(self, generation: Generation) -> bytes:
-        """No streams, no events."""
-        return b""
 
     def whole(self, generation: Generation, choices: list[ChoiceChunk]) -> bytes:
         """Of two tokens with the same text the likelier one is shown; none if it was stopped."""

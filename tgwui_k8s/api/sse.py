@@ -52,6 +52,18 @@ class AnswerWriter(Protocol):
         ...
 
 
+class WholeWriter:
+    """Half of an `AnswerWriter`, for routes without streams."""
+
+    def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
+        """No streams, no events."""
+        return b""
+
+    def last_events(self, generation: Generation) -> bytes:
+        """No streams, no events."""
+        return b""
+
+
 class StreamEnding(Protocol):
     """How an API ends its streams."""
 

@@ -24,7 +24,7 @@ from tgwui_k8s.api.schemas.chat import ChatRequest
 from tgwui_k8s.api.schemas.completions import CompletionRequest
 from tgwui_k8s.api.schemas.fields import refuse_unsupported
 from tgwui_k8s.api.schemas.tokenize import DetokenizeRequest, GenerateRequest, TokenizeRequest
-from tgwui_k8s.api.sse import GenerationResponse
+from tgwui_k8s.api.sse import GenerationResponse, WholeWriter
 from tgwui_k8s.api.state import ServedModel, ServerState
 from tgwui_k8s.errors import InvalidRequestError
 
@@ -95,19 +95,11 @@ def plan_generate(request: GenerateRequest, state: ServerState, arrival: float) 
     return replace(plan_completion(completion, state, arrival), route="/generate")
 
 
-class GenerateWriter:
-    """Whole answers in vLLM's shape; the route has no streams."""
+class GenerateWriter(WholeWriter):
+    """vLLM's shape."""
 
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
-
-    def events(self, generation: Generation, chunks: list[ChoiceChunk]) -> bytes:
-        """No streams, no events."""
-        return b""
-
-    def last_events(self, generation: Generation) -> bytes:
-        """No streams, no events."""
-        return b""
 
     def whole(self, generation: Generation, choices: list[ChoiceChunk]) -> bytes:
         """Prompt and completion, once per choice."""
