@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers.manifests.pods import matches
 from tests.helpers.manifests.promises import (
     asked_metrics,
     exposed_names,
     expressions_of,
     unknown_metrics,
 )
-from tests.helpers.manifests.rendering import K8S, ROOT, Object, load_all, of_kind
+from tests.helpers.manifests.rendering import K8S, ROOT, Object, load_all, of_kind, title
 from tests.helpers.server_process import ServerProcess
 from tests.manifests.conftest import Tool
 
@@ -60,6 +61,22 @@ def test_autoscalers_ask_for_what_the_adapter_makes(renders: Renders) -> None:
     }
 
     assert asked == made
+
+
+def test_somebody_scrapes_what_autoscalers_look_at(renders: Renders) -> None:
+    """A PodMonitor, of the same render or of components/monitoring, selects the target's pods."""
+    ours = load_all((K8S / "components/monitoring/pod-monitors.yaml").read_text())
+    unseen = {
+        f"{name}: {title(pod)}"
+        for name, objects in renders.items()
+        for pod in _scaled_by_pods_metrics(objects)
+        if not any(
+            matches(monitor["spec"]["selector"], pod["spec"]["template"]["metadata"]["labels"])
+            for monitor in of_kind([*ours, *objects], "PodMonitor")
+        )
+    }
+
+    assert unseen == set()
 
 
 def test_only_generation_scales(server: ServerProcess) -> None:
@@ -178,3 +195,13 @@ def filled_in(rule: Mapping[str, Any], matchers: str = "", group_by: str = "pod"
         .replace("<<.LabelMatchers>>", matchers)
         .replace("<<.GroupBy>>", group_by)
     )
+
+
+def _scaled_by_pods_metrics(objects: Sequence[Object]) -> list[Object]:
+    """The Deployments whose autoscaler asks the adapter."""
+    targets = {
+        one["spec"]["scaleTargetRef"]["name"]
+        for one in of_kind(objects, "HorizontalPodAutoscaler")
+        if title(one) in asked_metrics(objects)
+    }
+    return [one for one in of_kind(objects, "Deployment") if one["metadata"]["name"] in targets]
