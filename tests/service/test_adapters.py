@@ -35,6 +35,8 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_adapter(model, root / "loras" / "second", seed=2)
     make_adapter(model, root / "loras" / "org" / "third", seed=3)
     edit_config(make_adapter(model, root / "loras" / "odd", seed=4), use_dora=True)
+    damaged = make_adapter(model, root / "loras" / "damaged", seed=5)
+    edit_config(damaged, alpha_pattern={"*.q_proj": 16})
     return root
 
 
@@ -89,7 +91,7 @@ def test_a_request_names_its_adapter(server: ServerProcess) -> None:
 def test_adapters_come_and_go(server: ServerProcess) -> None:
     """Those of the directory can be loaded, replaced and unloaded, by name or all of them."""
     assert server.get("/v1/internal/lora/list").json() == {
-        "lora_names": ["odd", "org/third", "second"]
+        "lora_names": ["damaged", "odd", "org/third", "second"]
     }
     assert server.complete(PROMPT, model="second").status_code == 404
     loaded = change(server, "load", ["second", "org/third"])
@@ -106,17 +108,25 @@ def test_adapters_come_and_go(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("name", "status", "words"),
     [
-        ("nowhere", 404, "there is no adapter 'nowhere'; there are: odd, org/third, second"),
+        (
+            "nowhere",
+            404,
+            "there is no adapter 'nowhere'; there are: damaged, odd, org/third, second",
+        ),
         ("../first", 404, "there is no adapter '../first'"),
         ("odd", 400, "its use_dora is True"),
+        ("damaged", 400, "its alpha_pattern '*.q_proj' is no regular expression"),
         ("tiny", 400, "is the name of the model itself"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(
     server: ServerProcess, folder: Path, name: str, status: int, words: str
 ) -> None:
-    """In the client's terms, without paths; the server goes on."""
-    refused = change(server, "load", [name])
+    """In the client's terms, without paths; the engine goes on with what it is at."""
+    with server.stream(PROMPT, max_tokens=150, temperature=0, ignore_eos=True) as stream:
+        next(stream)
+        refused = change(server, "load", [name])
+        assert list(stream)[-1] == "[DONE]"
     assert refused.status_code == status
     assert words in refused.json()["error"]["message"]
     assert str(folder) not in refused.text

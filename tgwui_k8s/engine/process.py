@@ -179,15 +179,17 @@ def load(message: Load, channel: EngineChannel) -> tuple[Host, ModelInfo]:
         raise
     except Exception as error:
         logger.exception("loader '%s' failed", request.loader)
-        reason = " ".join(str(error).split())[:500]
-        raise StartupError(
-            f"loader '{request.loader}' failed: {type(error).__name__}: {reason}"
-        ) from error
+        raise StartupError(f"loader '{request.loader}' failed: {_in_short(error)}") from error
     gc.collect()
     keep_what_is_there()
     if info is None:
         raise StartupError(f"loader '{request.loader}' returned a backend without a model")
     return host, info
+
+
+def _in_short(error: Exception) -> str:
+    """Its kind and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _with_engine(runner: ModelRunner, *, has_grammars: bool) -> ModelInfo:
@@ -274,6 +276,12 @@ class StepLoop:
             self._core.adapters.load(message.name, Path(message.folder))
         except StartupError as error:
             return AdapterChanged(type(error).__name__, str(error))
+        except Exception as error:  # whatever a folder holds, streams under way go on
+            logger.exception("adapter '%s' cannot be loaded", message.name)
+            return AdapterChanged(
+                StartupError.__name__,
+                f"the adapter '{message.name}' cannot be loaded: {_in_short(error)}",
+            )
         return AdapterChanged()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class AdapterFiles:
             (
                 value
                 for pattern, value in patterns.items()
-                if re.fullmatch(rf"(.*\.)?({pattern})", layer)
+                if re.fullmatch(_end_of_name(pattern), layer)
             ),
             self.config["lora_alpha"],
         )
@@ -91,9 +92,29 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{folder}: its {name} is {str(value)[:100]}, which this server does not compute; "
                 "merge the adapter into the model's weights instead"
             )
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    if not _is_number(config.get("lora_alpha")):
         raise BrokenModelError(f"{folder / CONFIG_FILE} has no lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    if not (isinstance(patterns, dict) and all(map(_is_number, patterns.values()))):
+        raise BrokenModelError(f"{folder}: its alpha_pattern does not give each pattern a number")
+    for pattern in patterns:
+        try:
+            re.compile(_end_of_name(pattern))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise BrokenModelError(
+                f"{folder}: its alpha_pattern '{pattern[:100]}' is no regular expression: {error}"
+            ) from None
+
+
+def _is_number(value: Any) -> bool:
+    """True for what a float can hold; JSON's true and NaN are none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
+
+
+def _end_of_name(pattern: str) -> str:
+    """What PEFT matches with a layer's name."""
+    return rf"(.*\.)?({pattern})"
 
 
 def _find_weights(folder: Path) -> WeightFiles:

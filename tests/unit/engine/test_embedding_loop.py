@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from tests.helpers.scripted_channel import ScriptedChannel
 from tgwui_k8s.contract import Capabilities, EmbeddingRequest, ModelInfo
 from tgwui_k8s.engine.embedding_loop import EmbeddingLoop
 from tgwui_k8s.engine.messages import (
@@ -14,11 +15,8 @@ from tgwui_k8s.engine.messages import (
     Embed,
     Embedded,
     EngineSettings,
-    FromEngine,
     Rejected,
-    Shutdown,
     StepOutput,
-    ToEngine,
 )
 
 INFO = ModelInfo(
@@ -54,21 +52,8 @@ class ToyEmbedder:
         self.is_closed = True
 
 
-class ScriptedChannel:
-    """Hands out messages, a batch of them per step, then the end."""
-
-    def __init__(self, *steps: list[ToEngine]) -> None:
-        self._steps = [*steps]
-        self.sent: list[FromEngine] = []
-
-    def drain(self, *, wait: bool) -> Iterator[ToEngine]:
-        if self._steps:
-            yield from self._steps.pop(0)
-        elif wait:
-            yield Shutdown()
-
-    def send(self, message: FromEngine) -> None:
-        self.sent.append(message)
+class EmbeddingChannel(ScriptedChannel):
+    """A channel to an embedding model."""
 
     def answers(self) -> dict[str, list[list[float]]]:
         """The vectors per request."""
@@ -84,7 +69,7 @@ def embed(name: str, *lengths: int) -> Embed:
     return Embed(EmbeddingRequest(request_id=name, token_id_lists=lists))
 
 
-def run(channel: ScriptedChannel, *, max_waiting: int = 8, max_seqs: int = 8) -> ToyEmbedder:
+def run(channel: EmbeddingChannel, *, max_waiting: int = 8, max_seqs: int = 8) -> ToyEmbedder:
     """Serve until the script ends, with a budget of 20 tokens."""
     embedder = ToyEmbedder()
     settings = EngineSettings(
@@ -97,7 +82,7 @@ def run(channel: ScriptedChannel, *, max_waiting: int = 8, max_seqs: int = 8) ->
 
 def test_texts_of_requests_share_batches() -> None:
     """Padded to the longest, as many as fit; each request gets its own vectors in order."""
-    channel = ScriptedChannel([embed("a", 3, 5), embed("b", 2, 9, 1)])
+    channel = EmbeddingChannel([embed("a", 3, 5), embed("b", 2, 9, 1)])
     embedder = run(channel)
 
     assert embedder.batches == [[3, 2, 5], [9, 1]]
@@ -106,7 +91,7 @@ def test_texts_of_requests_share_batches() -> None:
 
 def test_a_request_of_many_texts_delays_nobody() -> None:
     """Batches take a text of every request in turn; vectors stay in order."""
-    channel = ScriptedChannel([embed("many", *range(1, 8))], [embed("one", 2)])
+    channel = EmbeddingChannel([embed("many", *range(1, 8))], [embed("one", 2)])
     embedder = run(channel, max_seqs=2)
 
     assert embedder.batches == [[1, 2], [3, 2], [4, 5], [6, 7]]
@@ -116,21 +101,21 @@ def test_a_request_of_many_texts_delays_nobody() -> None:
 
 def test_text_over_the_budget_goes_alone() -> None:
     """It cannot be cut, so the budget gives way."""
-    channel = ScriptedChannel([embed("a", 30, 1)])
+    channel = EmbeddingChannel([embed("a", 30, 1)])
 
     assert run(channel).batches == [[30], [1]]
 
 
 def test_batch_has_at_most_max_num_seqs_texts() -> None:
     """However short they are."""
-    channel = ScriptedChannel([embed("a", 1, 1, 1, 1, 1)])
+    channel = EmbeddingChannel([embed("a", 1, 1, 1, 1, 1)])
 
     assert run(channel, max_seqs=2).batches == [[1, 1], [1, 1], [1]]
 
 
 def test_aborted_request_is_computed_no_further() -> None:
     """What it still had waiting is forgotten, others go on, and nobody hears of it again."""
-    channel = ScriptedChannel([embed("a", 20, 20), embed("b", 4)], [AbortRequest("a")])
+    channel = EmbeddingChannel([embed("a", 20, 20), embed("b", 4)], [AbortRequest("a")])
 
     assert run(channel).batches == [[20], [4]]
     assert channel.answers().keys() == {"b"}
@@ -138,7 +123,7 @@ def test_aborted_request_is_computed_no_further() -> None:
 
 def test_full_queue_rejects() -> None:
     """The request beyond the limit is refused at once; the others are served."""
-    channel = ScriptedChannel([embed("a", 1), embed("b", 1)])
+    channel = EmbeddingChannel([embed("a", 1), embed("b", 1)])
     run(channel, max_waiting=1)
 
     assert [m.request_id for m in channel.sent if isinstance(m, Rejected)] == ["b"]
@@ -147,7 +132,7 @@ def test_full_queue_rejects() -> None:
 
 def test_figures_count_steps_and_tokens() -> None:
     """The last step's figures: all computed, nothing left."""
-    channel = ScriptedChannel([embed("a", 3, 5)])
+    channel = EmbeddingChannel([embed("a", 3, 5)])
     run(channel)
 
     stats = [message.stats for message in channel.sent if isinstance(message, StepOutput)][-1]
