@@ -9,7 +9,11 @@ import pytest
 from tests.helpers.api_server import encode, tiny_tokenizer
 from tests.helpers.app_client import app_client
 from tests.helpers.still_backend import StillBackend, make_state
+from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.contract import TokenDelta
+
+HI = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 
 
 async def _post(path: str, body: dict[str, Any], backend: StillBackend | None = None) -> Any:
@@ -44,7 +48,7 @@ async def test_messages_are_tokenized_as_the_template_renders_them(
     fields: dict[str, Any], text: str
 ) -> None:
     """The template writes its own special tokens, so none are added unless asked for."""
-    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    body = {"messages": HI, **fields}
     _, answer = await _post("/tokenize", body)
     assert tiny_tokenizer().decode(answer["tokens"], skip_special_tokens=False) == text
 
@@ -55,7 +59,8 @@ async def test_messages_are_tokenized_as_the_template_renders_them(
         ({}, "prompt"),
         ({"prompt": "a", "messages": [{"role": "user", "content": "x"}]}, "prompt"),
         ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
-        ({"prompt": "a", "tools": [{"type": "function"}]}, "tools"),
+        ({"prompt": "a", "tools": TOOLS}, "tools"),
+        ({"messages": HI, "tools": [{"type": "function"}]}, "tools.0.function"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": "a", "extra": 1}, "extra"),
         ({"messages": []}, "messages"),
@@ -65,6 +70,39 @@ async def test_what_cannot_be_tokenized_is_named(body: dict[str, Any], param: st
     """No field is ignored."""
     status, answer = await _post("/tokenize", body)
     assert (status, answer["error"]["param"]) == (400, param)
+
+
+async def test_tools_are_part_of_the_prompt() -> None:
+    """Counted as the model would read them."""
+    state = make_state()
+    assert state.model is not None
+    template = "{{ messages[0].content }}{% for one in tools %}{{ one.function.name }}{% endfor %}"
+    state.model.chat_template = ChatTemplate({DEFAULT: template}, {})
+    async with app_client(state) as client:
+        answer = await client.post("/tokenize", json={"messages": HI, "tools": TOOLS})
+    assert tiny_tokenizer().decode(answer.json()["tokens"]) == "higet_weather"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"tools": TOOLS}),
+        ("/v1/internal/chat-prompt", {"tools": TOOLS}),
+        ("/v1/chat/completions", {"tools": TOOLS}),
+        (
+            "/v1/messages/count_tokens",
+            {"model": "still", "tools": [{"name": "get_weather", "input_schema": {}}]},
+        ),
+    ],
+)
+async def test_tools_that_the_template_would_leave_out_are_refused(
+    path: str, body: dict[str, Any]
+) -> None:
+    """Wherever a prompt is made: the tiny template knows none."""
+    status, answer = await _post(path, {"messages": HI, **body})
+    assert status == 400
+    assert "'tools'" in answer["error"]["message"]
+    assert answer["error"]["code"] == "unsupported_parameter"
 
 
 async def test_tokens_become_text() -> None:

@@ -72,11 +72,6 @@ def offered_tools(request: ChatRequest) -> list[Tool]:
 
 
 def _tool_format_of(template: str, tool_call_parser: str) -> ToolFormat:
-    if "tools" not in template:
-        raise UnsupportedParameterError(
-            "Unsupported parameter: 'tools'. The loaded model's chat template knows no tools.",
-            param="tools",
-        )
     found = tool_format(template, tool_call_parser)
     if found is None:
         raise UnsupportedParameterError(

@@ -92,11 +92,12 @@ def plan_chat(
     check_stream_options(request)
     settings = state.settings.server
     response_id = new_response_id(id_prefix)
-    text = chat_prompt(request, model)
+    template = template_of(request, model)
+    text = chat_prompt(request, template)
     form = answer_format(
         request,
         model,
-        template=template_of(request, model).text,
+        template=template.text,
         prompt=text,
         tool_call_parser=state.settings.model.tool_call_parser,
     )

@@ -14,13 +14,13 @@ from tgwui_k8s.api.state import ServedModel
 from tgwui_k8s.errors import InvalidRequestError, UnsupportedParameterError
 
 
-def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
-    """The prompt for the conversation; CPU work.
+def chat_prompt(request: ChatRequest, template: ChatTemplate) -> str:
+    """The prompt for the conversation; CPU work. `template` is `template_of` the request.
 
     System messages where the template refuses them become part of the user's message that follows.
-    Raises `InvalidRequestError` for messages that are incomplete or that the template refuses.
+    Raises `InvalidRequestError` for messages that are incomplete or that the template refuses, and
+    for tools that it would leave out.
     """
-    template = template_of(request, model)
     messages = template_messages(request.messages, template)
     try:
         return _rendered(request, template, messages)
@@ -54,11 +54,21 @@ def _rendered(request: ChatRequest, template: ChatTemplate, messages: list[dict[
         template_kwargs["enable_thinking"] = request.enable_thinking
     return template.render(
         messages,
-        tools=[tool.model_dump(exclude_none=True) for tool in offered_tools(request)] or None,
+        tools=_tools(request, template),
         add_generation_prompt=not continues and request.add_generation_prompt is not False,
         continue_final_message=continues,
         template_kwargs=template_kwargs,
     )
+
+
+def _tools(request: ChatRequest, template: ChatTemplate) -> list[dict[str, Any]] | None:
+    tools = [tool.model_dump(exclude_none=True) for tool in offered_tools(request)]
+    if tools and "tools" not in template.text:
+        raise UnsupportedParameterError(
+            "Unsupported parameter: 'tools'. The loaded model's chat template knows no tools.",
+            param="tools",
+        )
+    return tools or None
 
 
 def template_messages(messages: list[Message], template: ChatTemplate) -> list[dict[str, Any]]:

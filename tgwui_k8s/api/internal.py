@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tgwui_k8s.api.answer import new_response_id, off_the_loop_if_large
 from tgwui_k8s.api.body import describe_body, read_body
-from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.engine_requests import Asked, engine_requests
 from tgwui_k8s.api.errors import without_folders
@@ -93,7 +93,11 @@ def _add_token_routes(router: APIRouter, state: ServerState) -> None:
         asked = await read_body(request, ChatRequest)
         refuse_unsupported(asked)
         model = state.require_model(asked.model)
-        return {"prompt": await off_the_loop_if_large(request, chat_prompt, asked, model)}
+        return {"prompt": await off_the_loop_if_large(request, _rendered, asked, model)}
+
+
+def _rendered(request: ChatRequest, model: ServedModel) -> str:
+    return chat_prompt(request, template_of(request, model))
 
 
 def _encoded(text: str, model: ServedModel) -> list[int]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from tgwui_k8s.api.answer import describe_generation, off_the_loop_if_large
 from tgwui_k8s.api.body import describe_body, read_body
 from tgwui_k8s.api.chat import plan_chat
-from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.message_writer import MessageWriter
 from tgwui_k8s.api.messages_prompt import chat_request
@@ -75,6 +75,6 @@ def counted(request: CountTokensRequest, state: ServerState) -> dict[str, Any]:
     """The answer of `count_tokens`; CPU work."""
     asked = chat_request(request)
     model = state.require_model(asked.model)
-    text = chat_prompt(asked, model)
+    text = chat_prompt(asked, template_of(asked, model))
     prompt = prompt_tokens(text, model, "messages", may_exceed=True, add_special_tokens=False)
     return msgspec.structs.asdict(TokenCount(len(prompt)))

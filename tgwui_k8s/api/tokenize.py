@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from tgwui_k8s.api.answer import off_the_loop_if_large
 from tgwui_k8s.api.body import describe_body, read_body
-from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.completions import plan_completion
 from tgwui_k8s.api.generation import Generation
@@ -28,7 +28,12 @@ from tgwui_k8s.api.sse import GenerationResponse, WholeWriter
 from tgwui_k8s.api.state import ServedModel, ServerState
 from tgwui_k8s.errors import InvalidRequestError
 
-_MESSAGES_ONLY = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+_MESSAGES_ONLY = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+    "tools",
+)
 
 
 def create_router(state: ServerState) -> APIRouter:
@@ -123,9 +128,10 @@ def _tokens(request: TokenizeRequest, model: ServedModel) -> list[int]:
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         chat_template_kwargs=request.chat_template_kwargs,
+        tools=request.tools,
     )
     return prompt_tokens(
-        chat_prompt(chat, model),
+        chat_prompt(chat, template_of(chat, model)),
         model,
         "messages",
         may_exceed=True,

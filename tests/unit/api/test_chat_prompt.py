@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tgwui_k8s.api.chat_prompt import chat_prompt
+from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.chat_template import DEFAULT, ChatTemplate
 from tgwui_k8s.api.instruction_templates import instruction_template_names
 from tgwui_k8s.api.schemas.chat import ChatRequest
@@ -29,7 +29,8 @@ def prompt(template: str | None, *messages: tuple[str, str], **fields: Any) -> s
         tokenizer=SimpleNamespace(special_tokens={"eos_token": "</s>", "bos_token": "<s>"}),
     )
     body = [{"role": role, "content": content} for role, content in messages]
-    return chat_prompt(ChatRequest.model_validate({"messages": body, **fields}), model)
+    request = ChatRequest.model_validate({"messages": body, **fields})
+    return chat_prompt(request, template_of(request, model))
 
 
 def test_system_messages_stay_where_the_template_allows_them():

@@ -10,6 +10,8 @@ from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoure
 from tgwui_k8s.api.schemas.generation import GenerationFields
 from tgwui_k8s.sampling import MAX_TOP_LOGPROBS
 
+MAX_TOOLS = 128
+
 _NO_PICTURES = "Only text parts are supported by the loaded model."
 _OLD_TOOLS = "Use tools and tool_choice."
 _NO_CHARACTERS = "Characters and their templates belong to the web page; send messages instead."
@@ -180,7 +182,7 @@ class ChatRequest(GenerationFields):
 
     # Tools and structure
     tools: list[Tool] | None = honoured(
-        "Functions the model may call, if its chat template knows tools.", max_length=128
+        "Functions the model may call, if its chat template knows tools.", max_length=MAX_TOOLS
     )
     tool_choice: ToolChoice | None = honoured(
         "`auto`, `none`, `required`, or the one function to call. A choice that forces a call is "

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tgwui_k8s.api.schemas.chat import Message
+from tgwui_k8s.api.schemas.chat import MAX_TOOLS, Message, Tool
 from tgwui_k8s.api.schemas.fields import INT32_MAX, TokenId, WireModel, honoured, refused
 from tgwui_k8s.api.schemas.generation import GenerationFields
 
@@ -30,7 +30,10 @@ class TokenizeRequest(WireModel):
     )
     continue_final_message: bool | None = honoured("Messages: leave the last message open.")
     chat_template_kwargs: dict[str, Any] | None = honoured("Variables for the chat template.")
-    tools: Any = refused("Tools are not supported yet.", neutral=([],))
+    tools: list[Tool] | None = honoured(
+        "Messages: functions the model is told of, if its chat template knows tools.",
+        max_length=MAX_TOOLS,
+    )
 
 
 class DetokenizeRequest(WireModel):
