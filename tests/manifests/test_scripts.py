@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from tests.helpers.manifests.schemas import custom_resource_problems
 from tests.manifests.conftest import Tool
 
 INSTALL = K8S / "cluster/install.sh"
+CREATE_KEYS = K8S / "create-keys.sh"
 PROGRAMS = ("aws", "curl", "eksctl", "helm", "kubectl")
 
 READS = re.compile(r"aws (\S+ )?(describe-|get-caller-identity|head-bucket|get region)|aws sts")
@@ -24,7 +26,7 @@ RECORDER = """#!/bin/sh
 line="${0##*/} $*"
 printf '%s\\n' "$line" >>"$RECORD"
 for word in "$@"; do
-  case $word in /*) [ ! -f "$word" ] || cat "$word" >>"$RECORD.files" ;; esac
+  case $word in /*) [ ! -f "$word" ] && [ ! -p "$word" ] || cat "$word" >>"$RECORD.files" ;; esac
 done
 while IFS='|' read -r part code says; do
   case $line in *"$part"*) [ -z "$says" ] || printf '%b\\n' "$says"; exit "$code" ;; esac
@@ -90,10 +92,11 @@ ALL_THERE = {
     "aws ec2 describe-security-groups": (0, "sg-1"),
     "aws efs describe-mount-targets": (0, "usw2-az1 usw2-az2"),
     "aws ec2 describe-subnets": (0, "subnet-1 usw2-az1\\nsubnet-3 usw2-az2"),
+    "jsonpath={.data.": (0, "c2stMQo="),
 }
 
 
-@pytest.mark.parametrize("script", [INSTALL, K8S / "create-keys.sh"])
+@pytest.mark.parametrize("script", [INSTALL, CREATE_KEYS])
 def test_shellcheck_finds_nothing(script: Path, tool: Tool) -> None:
     """Not a hint."""
     done = tool("shellcheck", script)
@@ -182,19 +185,60 @@ def test_skipped_steps_are_skipped(machine: Machine) -> None:
 
 
 def test_keys_are_made_once_and_show_nowhere(machine: Machine) -> None:
-    """Different keys, not among the arguments; and none where the Secret is there."""
-    script = K8S / "create-keys.sh"
-    done, record = machine.run(script, answers={"kubectl get": (1, "")})
-    again, nothing = machine.run(script)
+    """Not among the arguments, one entry for each reader; and none where the Secret is there."""
+    done, record = machine.run(CREATE_KEYS, answers={"kubectl get": (1, "")})
+    again, nothing = machine.run(CREATE_KEYS, answers={"kubectl get": (0, "c2stMQo=")})
 
     created = record[-1]
     assert done.returncode == 0
     assert "create secret generic text-generation-webui-keys" in created
+    assert re.findall(r"--from-file=([\w-]+)=", created) == [
+        *("gateway-keys", "api-keys", "endpoint-key", "admin-keys")
+    ]
     assert "sk-" not in created + done.stdout
     assert all(line.startswith("kubectl get") for line in nothing)
     assert "nothing changed" in again.stdout
 
 
+def test_an_old_secret_gets_what_it_lacks(machine: Machine) -> None:
+    """One with api-keys alone goes on working: the gateway's clients keep their keys."""
+    keys = _encoded("sk-first\nsk-second\n")
+    done, record = machine.run(CREATE_KEYS, answers={"data.api-keys": (0, keys)})
+
+    assert done.returncode == 0, done.stderr
+    (change,) = (line for line in record if not line.startswith("kubectl get"))
+    assert change.startswith("kubectl patch secret text-generation-webui-keys")
+    assert f'"gateway-keys": "{keys}"' in machine.files
+    assert f'"endpoint-key": "{_encoded("sk-first")}"' in machine.files
+    assert keys not in "".join(record)
+
+
+def test_what_an_old_secret_has_is_left(machine: Machine) -> None:
+    """Somebody's own gateway-keys are not overwritten."""
+    answers = {
+        "data.api-keys": (0, _encoded("sk-first\n")),
+        "data.gateway-keys": (0, _encoded("keys: []\n")),
+    }
+    machine.run(CREATE_KEYS, answers=answers)
+
+    assert "endpoint-key" in machine.files
+    assert "gateway-keys" not in machine.files
+
+
+def test_a_list_of_who_may_use_what_is_no_key(machine: Machine) -> None:
+    """Where api-keys holds the gateway's YAML, its first line must not be shown to engines."""
+    answers = {"data.api-keys": (0, _encoded("keys:\n  - name: team-a\n"))}
+    done, record = machine.run(CREATE_KEYS, answers=answers)
+
+    assert done.returncode == 1
+    assert "api-keys" in done.stderr
+    assert all(line.startswith("kubectl get") for line in record)
+
+
 def test_cluster_is_what_eksctl_takes() -> None:
     """By the fields of eksctl's schema that we use."""
     assert custom_resource_problems(load_all((K8S / "cluster/cluster.yaml").read_text())) == []
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
