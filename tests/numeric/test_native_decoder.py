@@ -249,3 +249,28 @@ def test_rope_tables_are_those_of_transformers(tmp_path):
         got = rope_tables(config, head_dim=16, num_positions=200)
         np.testing.assert_allclose(got[0], cosines[0, :, :8].numpy(), atol=2e-5)
         np.testing.assert_allclose(got[1], sines[0, :, :8].numpy(), atol=2e-5)
+
+
+@with_each_numerics
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_a_broken_sequence_leaves_nothing_in_its_blocks(variant, weights, tmp_path):
+    """Who gets the blocks of a sequence of NaN computes the same bits as in blocks of nobody's."""
+    folder = make_checkpoint(tmp_path, "llama", dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+        model.save_pretrained(folder)
+    runner = load(folder, variant, options={"weights": weights})
+    healthy = [token for token in TOKENS if token != 7][:24]
+    lives = []
+    for first_block in (4, 0):
+        if first_block == 0:
+            assert np.isnan(execute(runner, part(runner, [7] * 30))).all()
+        chunks = [
+            part(runner, healthy[start:stop], start, first_block)
+            for start, stop in [(0, 5), (5, 6), (6, 21), (21, 24)]
+        ]
+        lives.append(np.concatenate([execute(runner, chunk) for chunk in chunks]))
+    assert np.isfinite(lives[0]).all()
+    np.testing.assert_array_equal(lives[1], lives[0])
+    runner.close()

@@ -217,6 +217,19 @@ class Step {
       }
       for (int i = 0; i < d; ++i) values[2 * i] = float_to_bf16(value[i]);
     }
+    const bool is_last = position == sequence.start + sequence.num_tokens - 1;
+    if (is_last && position - slot >= sequence.start) clear_behind(layer, block, slot);
+  }
+
+  // Whoever had a block before may have left NaN in it, which a weight of zero does not hide: done
+  // once, in the step that begins the block.
+  void clear_behind(const Layer& layer, int block, int last_slot) {
+    const int d = shape.head_dim;
+    for (int h = 0; h < shape.kv_heads; ++h)
+      for (int slot = last_slot + 1; slot < kBlock; ++slot) {
+        bf16* values = layer.values + m.offset(block, h) + (int64_t)(slot / 2) * d * 2 + slot % 2;
+        for (int i = 0; i < d; ++i) values[2 * i] = 0;
+      }
   }
 
   void attend_rows(const Layer& layer, int index, AttentionScratch& scratch) {

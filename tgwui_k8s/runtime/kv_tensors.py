@@ -49,6 +49,11 @@ class KVTensors:
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
+    def clear(self, layer: int, slots: torch.Tensor) -> None:
+        """Set keys and values at `slots` to zero: a mask does not hide a NaN."""
+        self.keys[layer].flatten(0, 1).index_fill_(0, slots, 0)
+        self.values[layer].flatten(0, 1).index_fill_(0, slots, 0)
+
     def gather(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of blocks in order, each [num_blocks * block_size, num_kv_heads, dim]."""
         keys = self.keys[layer].index_select(0, blocks).flatten(0, 1)

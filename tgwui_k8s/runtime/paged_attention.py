@@ -56,6 +56,8 @@ class PagedAttention:
         scoring = Scoring.from_options(options, query.shape[2])
         plan = self._plans[self._kv.group_of_layer[layer]]
         self._kv.write(layer, plan.slots, key, value)
+        if len(plan.stale_slots):
+            self._kv.clear(layer, plan.stale_slots)
         if plan.is_one_bucket:
             return self._decode(layer, plan.decodes[0], query, scoring).to(dtype)
         output = torch.empty(*query.shape[:2], value.shape[2], dtype=dtype, device=query.device)

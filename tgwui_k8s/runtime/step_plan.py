@@ -59,9 +59,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class GroupPlan:
-    """One step, for the layers of one KV group. `slots[i]` is where token i's KV is written."""
+    """One step, for the layers of one KV group. `slots[i]` is where token i's KV is written.
+
+    `stale_slots` lie behind the last token of blocks that the step begins: whoever had such a block
+    before has left something there, which decodes may gather.
+    """
 
     slots: torch.Tensor
+    stale_slots: torch.Tensor
     decodes: list[DecodeBucket] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -95,6 +100,7 @@ class StepPlanner:
     def plan(self, batch: Batch) -> GroupPlan:
         """Work out one step."""
         slots: list[Indices] = []
+        stale_slots: list[int] = []
         rows: list[_DecodeRow] = []
         chunks: list[Chunk] = []
         token = 0
@@ -102,12 +108,15 @@ class StepPlanner:
             table = scheduled.block_tables[self.group]
             start, num_tokens = scheduled.start, len(scheduled.token_ids)
             slots.append(self._slots(table, start, num_tokens))
+            stale_slots += self._stale_slots(table, start, start + num_tokens)
             if num_tokens == 1:
                 rows.append(self._decode_row(token, table, start))
             else:
                 chunks.append(self._chunk(token, table, start, num_tokens))
             token += num_tokens
-        plan = GroupPlan(self._to_tensor(np.concatenate(slots)), chunks=chunks)
+        plan = GroupPlan(
+            self._to_tensor(np.concatenate(slots)), self._to_tensor(stale_slots), chunks=chunks
+        )
         plan.decodes = [self._bucket(bucket) for bucket in _bucket_rows(rows)]
         return plan
 
@@ -120,6 +129,13 @@ class StepPlanner:
         blocks = np.array(table[first : positions[-1] // self.block_size + 1], dtype=np.int64)
         offsets = positions % self.block_size
         return blocks[positions // self.block_size - first] * self.block_size + offsets
+
+    def _stale_slots(self, table: Sequence[int], start: int, end: int) -> range:
+        index, offset = divmod(end, self.block_size)
+        if offset == 0 or end - offset < start:  # a full block, or one that was begun before
+            return range(0)
+        first = table[index] * self.block_size
+        return range(first + offset, first + self.block_size)
 
     def _first_visible(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
