@@ -215,6 +215,13 @@ def test_tokens_are_counted_as_they_are_used(server: ApiServer) -> None:
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "'bash_20250124'"),
         ({"tool_choice": {"type": "tool"}}, "'tool_choice.name'"),
         ({"max_tokens": 1000}, "maximum context length"),
+        ({"messages": [{**USER, "content": "x" * 500}]}, "in your messages"),
+        ({"tools": [{"name": "get weather", "input_schema": {}}]}, "'tools.0.name'"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "'thinking.budget_tokens'"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+            "'output_config.format.schema'",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(

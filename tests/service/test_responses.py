@@ -200,6 +200,17 @@ def test_output_items_can_be_sent_back(brief: ApiServer) -> None:
         ({"input": []}, "input"),
         ({"truncation": "auto"}, "truncation"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}},
+            "text.format.schema",
+        ),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"input": "x" * 500}, "input"),
+        ({"tools": [{"type": "function", "name": "get weather"}]}, "tools.0.name"),
+        (
+            {"input": [{"type": "function_call", "name": "f", "call_id": "c", "arguments": "{"}]},
+            "input",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
@@ -211,6 +222,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         server.client().responses.create(**{**BODY, **change})
 
     assert caught.value.param == param
+    assert param in caught.value.message
     assert len(server.backend.requests) == num_requests
 
 

@@ -37,12 +37,21 @@ from tgwui_k8s.api.schemas.invocations import (
 from tgwui_k8s.api.schemas.responses import ChatCompletion, ChatCompletionChunk, Completion
 from tgwui_k8s.api.sse import JSON_LINES, GenerationResponse
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.api.translated_errors import FieldNames, naming_fields
 from tgwui_k8s.errors import InvalidRequestError
 
 ROUTE = "/invocations"
 
 _SAMPLERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Giving one of these asks for sampling."""
+FIELD_NAMES: FieldNames = {
+    r"prompt": "inputs",
+    r"model": "model",
+    r"max_tokens": "parameters.max_new_tokens",
+    r"ignore_eos": "parameters.ignore_eos_token",
+    r"": "parameters.",
+}
+"""From the completion's fields to LMI's."""
 _RENAMED = {"max_new_tokens": "max_tokens", "ignore_eos_token": "ignore_eos"}
 
 
@@ -109,8 +118,9 @@ def plan_invocation(request: InvocationRequest, state: ServerState, arrival: flo
     if request.stream or parameters.details:
         can_tell = state.require_model(request.model).info.capabilities.logprobs
         fields["logprobs"] = 0 if can_tell else None
-    completion = make_body(fields, CompletionRequest)
-    return replace(plan_completion(completion, state, arrival), route=ROUTE)
+    with naming_fields(FIELD_NAMES):
+        completion = make_body(fields, CompletionRequest)
+        return replace(plan_completion(completion, state, arrival), route=ROUTE)
 
 
 def completion_fields(parameters: InvocationParameters) -> dict[str, Any]:

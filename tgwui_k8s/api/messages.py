@@ -16,12 +16,13 @@ from tgwui_k8s.api.chat import plan_chat
 from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.api.message_writer import MessageWriter
-from tgwui_k8s.api.messages_prompt import chat_request
+from tgwui_k8s.api.messages_prompt import FIELD_NAMES, chat_request
 from tgwui_k8s.api.prompt_tokens import prompt_tokens
 from tgwui_k8s.api.schemas.message_answer import AnswerMessage, StreamEvent, TokenCount
 from tgwui_k8s.api.schemas.messages import CountTokensRequest, MessagesRequest
 from tgwui_k8s.api.sse import GenerationResponse
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.api.translated_errors import naming_fields
 
 ROUTE = "/v1/messages"
 
@@ -61,7 +62,9 @@ def answer_message(
     request: MessagesRequest, state: ServerState, arrival: float
 ) -> GenerationResponse:
     """The answer, ready to run; CPU work. Raises `RequestError` for what cannot be served."""
-    plan = plan_chat(chat_request(request), state, arrival, route=ROUTE, id_prefix="msg_")
+    chat = chat_request(request)
+    with naming_fields(FIELD_NAMES):
+        plan = plan_chat(chat, state, arrival, route=ROUTE, id_prefix="msg_")
     writer = MessageWriter(plan)
     return GenerationResponse(
         Generation(plan, state),
@@ -75,6 +78,7 @@ def counted(request: CountTokensRequest, state: ServerState) -> dict[str, Any]:
     """The answer of `count_tokens`; CPU work."""
     asked = chat_request(request)
     model = state.require_model(asked.model)
-    text = chat_prompt(asked, template_of(asked, model))
-    prompt = prompt_tokens(text, model, "messages", may_exceed=True, add_special_tokens=False)
+    with naming_fields(FIELD_NAMES):
+        text = chat_prompt(asked, template_of(asked, model))
+        prompt = prompt_tokens(text, model, "messages", may_exceed=True, add_special_tokens=False)
     return msgspec.structs.asdict(TokenCount(len(prompt)))

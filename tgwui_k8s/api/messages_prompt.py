@@ -23,7 +23,23 @@ from tgwui_k8s.api.schemas.messages import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from tgwui_k8s.api.translated_errors import FieldNames, naming_fields
 from tgwui_k8s.errors import InvalidRequestError
+
+FIELD_NAMES: FieldNames = {
+    r"messages\..*": "messages",  # they are not as many
+    r"tools\.(\d+)\.function\.parameters": r"tools.\1.input_schema",
+    r"tools\.(\d+)\.function\.": r"tools.\1.",
+    r"tool_choice\.function\.": "tool_choice.",
+    r"parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    r"enable_thinking": "thinking.type",
+    r"thinking_token_budget": "thinking.budget_tokens",
+    r"response_format\.json_schema": "output_config.format",
+    r"response_format": "output_config.format",
+    r"max_completion_tokens": "max_tokens",
+    r"stop": "stop_sequences",
+}
+"""From the chat request's fields to Anthropic's."""
 
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _BLOCKS_OF_ROLES: dict[str, tuple[type, ...]] = {
@@ -45,7 +61,8 @@ def chat_request(request: PromptFields) -> ChatRequest:
             "top_k": request.top_k,
             "top_p": request.top_p,
         }
-    return make_body(_without_nulls(fields), ChatRequest)
+    with naming_fields(FIELD_NAMES):
+        return make_body(_without_nulls(fields), ChatRequest)
 
 
 def _conversation(request: PromptFields) -> dict[str, Any]:

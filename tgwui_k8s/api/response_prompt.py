@@ -15,7 +15,19 @@ from tgwui_k8s.api.schemas.response_request import (
     ResponseRequest,
     TextFormat,
 )
+from tgwui_k8s.api.translated_errors import FieldNames, naming_fields
 from tgwui_k8s.errors import InvalidRequestError
+
+FIELD_NAMES: FieldNames = {
+    r"messages(\..*)?": "input",  # items are not as many
+    r"tools\.(\d+)\.function\.": r"tools.\1.",
+    r"tool_choice\.function\.": "tool_choice.",
+    r"enable_thinking": "reasoning.effort",
+    r"response_format\.json_schema": "text.format",
+    r"response_format": "text.format",
+    r"max_completion_tokens": "max_output_tokens",
+}
+"""From the chat request's fields to those of `/v1/responses`."""
 
 _OF_TOOLS = ("name", "description", "parameters", "strict")
 _OF_FORMATS = ("name", "description", "strict")
@@ -37,7 +49,8 @@ def chat_request(request: ResponseRequest) -> ChatRequest:
         "parallel_tool_calls": request.parallel_tool_calls,
         "response_format": _response_format(request),
     }
-    return make_body(_given(fields), ChatRequest)
+    with naming_fields(FIELD_NAMES):
+        return make_body(_given(fields), ChatRequest)
 
 
 def _turns(request: ResponseRequest) -> list[dict[str, Any]]:

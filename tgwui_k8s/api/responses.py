@@ -12,12 +12,13 @@ from tgwui_k8s.api.answer import describe_generation, off_the_loop_if_large
 from tgwui_k8s.api.body import read_body
 from tgwui_k8s.api.chat import plan_chat
 from tgwui_k8s.api.generation import Generation
-from tgwui_k8s.api.response_prompt import chat_request
+from tgwui_k8s.api.response_prompt import FIELD_NAMES, chat_request
 from tgwui_k8s.api.response_writer import ResponseWriter
 from tgwui_k8s.api.schemas.response_answer import ResponseEvent, ResponseObject
 from tgwui_k8s.api.schemas.response_request import ResponseRequest
 from tgwui_k8s.api.sse import GenerationResponse
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.api.translated_errors import naming_fields
 
 ROUTE = "/v1/responses"
 
@@ -47,7 +48,9 @@ def answer_response(
     request: ResponseRequest, state: ServerState, arrival: float
 ) -> GenerationResponse:
     """The answer, ready to run; CPU work. Raises `RequestError` for what cannot be served."""
-    plan = plan_chat(chat_request(request), state, arrival, route=ROUTE, id_prefix="resp_")
+    chat = chat_request(request)
+    with naming_fields(FIELD_NAMES):
+        plan = plan_chat(chat, state, arrival, route=ROUTE, id_prefix="resp_")
     writer = ResponseWriter(request, plan)
     return GenerationResponse(
         Generation(plan, state),
