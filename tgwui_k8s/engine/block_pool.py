@@ -83,6 +83,14 @@ class BlockPool:
             return None
         return block
 
+    def forget(self, digest: bytes) -> None:
+        """Name no block by this digest any more, whoever uses it."""
+        block = self._cached.get(digest)
+        if block is not None:
+            self._forget(block)
+            if self.is_free(block):
+                self._free.move_to_end(block, last=False)
+
     def check_integrity(self, references: dict[int, int]) -> None:
         """Compare with `references` (block id to how many tables hold it); raise on a leak."""
         for block, count in enumerate(self._ref_counts):

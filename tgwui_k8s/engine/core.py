@@ -304,6 +304,8 @@ class EngineCore:
             message = "The grammar allows no token of the model's vocabulary here."
             self._fail(sequence, message, "invalid_grammar")
         else:
+            for lane in sequence.lanes:  # the NaN may be in its blocks
+                self.scheduler.kv_cache.forget(lane)
             self._fail(sequence, "The model returned no valid probabilities.", "internal_error")
 
     def _set_masks(self, ready: list[Sequence]) -> None:

@@ -133,6 +133,12 @@ class KVCache:
         lane.num_computed = num_blocks * self.layout.block_size
         lane.num_registered = num_blocks
 
+    def forget(self, lane: Lane) -> None:
+        """Let nobody find what the lane has computed, or taken from others."""
+        for pool in self.pools:
+            for digest in lane.digests:
+                pool.forget(digest)
+
     def advance(self, lane: Lane, num_computed: int) -> None:
         """Note that the lane's first `num_computed` tokens are in the cache.
 

@@ -416,6 +416,23 @@ def test_a_row_without_valid_probabilities_fails_alone():
     assert tokens["b", 0][-1] == expected_tokens([3, 4], greedy(4))[-1]
 
 
+def test_nobody_shares_the_prefix_of_a_sequence_of_nan():
+    """Its blocks may hold NaN as well: whoever says the same next computes it anew."""
+    runner = ToyRunner()
+    execute = runner.execute
+    core = make_core(runner)
+    prompt = list(range(1, 14))
+    runner.execute = lambda batch: execute(batch) * float("nan")
+    core.add_request(make_request("a", prompt, greedy(4)))
+    assert deltas_of(core)[-1].error_code == "internal_error"
+    runner.execute = execute
+    core.add_request(make_request("b", prompt, greedy(4)))
+    deltas = deltas_of(core)
+    assert deltas[0].num_cached_tokens == 0
+    assert [t for d in deltas for t in d.token_ids] == expected_tokens(prompt, greedy(4))
+    core.check_integrity()
+
+
 def test_check_integrity_reports_a_lost_row():
     """A row that is neither free nor held is a leak."""
     core = make_core(ToyRunner())
