@@ -150,6 +150,19 @@ def test_components_go_together(tmp_path: Path) -> None:
     assert wrong_ports(objects) == []
 
 
+def test_two_pickers_can_be_rolled_out(renders: Renders) -> None:
+    """Only their leader is ready: a successor beside the old ones would wait for ever."""
+    (picker,) = (
+        one
+        for one in renders["overlays/gpu + components/gateway-api-inference"]
+        if one["kind"] == "Deployment" and one["metadata"]["name"].endswith("-picker")
+    )
+    (container,) = picker["spec"]["template"]["spec"]["containers"]
+
+    assert "--ha-enable-leader-election" in container["args"]
+    assert picker["spec"].get("strategy") == {"type": "Recreate"}
+
+
 def test_checkov_agrees(renders: Renders, tool: Tool, tmp_path: Path) -> None:
     """A second opinion on pods, roles and policies; what it may not say, with why, is listed."""
     skipped = yaml.safe_load((Path(__file__).parent / "checkov-skips.yaml").read_text())
