@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -361,6 +363,23 @@ async def test_engine_that_does_not_start_again_is_given_up(
     await until(lambda: engine.phase == "dead")
 
     assert "exited with code 9, while loading" in engine.health.reason
+
+
+async def test_an_engine_without_a_socket_is_given_up(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server out of file descriptors is dead, not restarting for ever."""
+    engine = make_engine(max_restarts=1)
+    await engine.load(fake_model(), SETTINGS)
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", fail)
+    os.kill(pid_of(engine), signal.SIGKILL)
+    await until(lambda: engine.phase == "dead")
+
+    assert "cannot start the engine process: [Errno 24]" in engine.health.reason
 
 
 FAILS_IF_FLAG = """

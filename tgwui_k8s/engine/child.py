@@ -53,9 +53,12 @@ class EngineChild:
     ) -> EngineChild:
         """Start a process and listen to it. `on_exit` gets one sentence on how it ended.
 
-        Raises `StartupError` where the machine has no room for another process.
+        Raises `StartupError` where the machine has no room for another process or socket.
         """
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _cannot_start(error) from error
         with theirs:
             number = theirs.fileno()
             try:
@@ -72,7 +75,7 @@ class EngineChild:
                 )
             except OSError as error:
                 ours.close()
-                raise StartupError(f"cannot start the engine process: {error}") from error
+                raise _cannot_start(error) from error
         child = cls(process, on_exit)
         child._channel = await ApiChannel.open(ours, child._deliver(on_message), child._closed)
         return child
@@ -155,6 +158,10 @@ def describe_exit(returncode: int | None) -> str:
     if returncode == -signal.SIGKILL:
         return f"the engine process was killed ({name}): out of memory?"
     return f"the engine process crashed ({name})"
+
+
+def _cannot_start(error: OSError) -> StartupError:
+    return StartupError(f"cannot start the engine process: {error}")
 
 
 def _environment() -> dict[str, str]:
