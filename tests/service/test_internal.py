@@ -127,6 +127,43 @@ async def test_stop_generation_stops_everything_and_counts_it() -> None:
     assert stopped == ["a", "b"]
 
 
+OUR_PAGE = "https://page.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "https://seen.by.the.proxy"}, 200),
+        ({"origin": "http://test"}, 200),
+        ({"sec-fetch-site": "cross-site", "origin": OUR_PAGE}, 200),
+        ({"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://test:8080"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://test:8080"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
+    ],
+)
+async def test_other_sites_pages_cannot_stop_generations(
+    headers: dict[str, str], status: int
+) -> None:
+    """A page may send such a request without asking: it has no body and needs no header."""
+    async with app_client(make_state(cors_origin=(OUR_PAGE,))) as client:
+        answer = await client.post("/v1/internal/stop-generation", headers=headers)
+    assert answer.status_code == status
+
+
+async def test_cors_for_all_is_for_all() -> None:
+    """Whoever says so means it."""
+    headers = {"sec-fetch-site": "cross-site", "origin": "https://any.example"}
+    async with app_client(make_state(cors_origin=("*",))) as client:
+        answer = await client.post("/v1/internal/stop-generation", headers=headers)
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -13,6 +13,9 @@ Every route is protected unless it is listed here, so that a new one cannot be o
 
 from __future__ import annotations
 
+from collections.abc import Container
+
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tgwui_k8s.errors import PermissionDeniedError
@@ -74,3 +77,22 @@ class Authentication:
 def is_open(path: str) -> bool:
     """Whether a route needs no key."""
     return path in OPEN_PATHS or (path.startswith("/v2/models/") and path.endswith("/ready"))
+
+
+def refuse_other_sites(request: Request, origins: Container[str]) -> None:
+    """Raise `PermissionDeniedError` for a request by another site's page that is none of `origins`.
+
+    For routes that read no body: what has one needs a content type that other sites' pages may
+    not send without asking. Programs send none of these headers.
+    """
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if origin in origins or "*" in origins:
+        return
+    if site is not None:
+        is_other = site in ("cross-site", "same-site")
+    else:
+        is_other = origin is not None and origin.partition("://")[2] != request.headers.get("host")
+    if is_other:
+        raise PermissionDeniedError(
+            "Web pages may not ask for this: their site is none of --cors-origin."
+        )

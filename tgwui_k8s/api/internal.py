@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tgwui_k8s.api.answer import new_response_id, off_the_loop_if_large
+from tgwui_k8s.api.auth import refuse_other_sites
 from tgwui_k8s.api.body import describe_body, read_body
 from tgwui_k8s.api.chat_prompt import chat_prompt, template_of
 from tgwui_k8s.api.choice import ChoiceChunk
@@ -119,8 +120,9 @@ def _add_generation_routes(router: APIRouter, state: ServerState) -> None:
         return GenerationResponse(Generation(plan, state), writer, keep_alive_seconds=None)
 
     @router.post("/stop-generation", summary="Stop all generations")
-    async def stop_generation() -> dict[str, int]:
+    async def stop_generation(request: Request) -> dict[str, int]:
         """Ends every running generation of every client, each with the text it has so far."""
+        refuse_other_sites(request, state.settings.server.cors_origin)
         running = list(state.stop_generation.values())
         for stop in running:
             stop()
