@@ -128,6 +128,6 @@ def _find_model(model: ModelSettings, *, over_http: bool) -> tuple[Path, str]:
         path = resolve_model(model.model, model.model_dir, over_http=over_http)
         return path, infer_loader(path).loader
     loader = canonical_loader_name(model.loader)
-    if loader == FAKE:  # it reads no files, so that any name will do
+    if loader == FAKE and not over_http:  # it reads no files, so that any name will do
         return Path(model.model), loader
     return resolve_model(model.model, model.model_dir, over_http=over_http), loader

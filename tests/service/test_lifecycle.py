@@ -381,10 +381,13 @@ def test_clients_that_go_away_leave_no_trace(servers: contextlib.ExitStack) -> N
 # ---------------------------------------------------------------------------------- other models
 
 
-def test_model_is_changed_over_http(servers: contextlib.ExitStack) -> None:
+def test_model_is_changed_over_http(servers: contextlib.ExitStack, tmp_path: Path) -> None:
     """A bad name changes nothing; models come and go; having none is no illness."""
+    for name in ("other", "third"):
+        (tmp_path / name).mkdir()
     admin = {"Authorization": "Bearer sk-admin"}
-    server = start_ready(servers, environment={"TGWUI_ADMIN_KEY": "sk-admin"})
+    variables = {"TGWUI_ADMIN_KEY": "sk-admin", "TGWUI_MODEL_DIR": str(tmp_path)}
+    server = start_ready(servers, environment=variables)
 
     def change(path: str, **body: object) -> int:
         url = f"{server.url}/v1/internal/model/{path}"
@@ -396,6 +399,7 @@ def test_model_is_changed_over_http(servers: contextlib.ExitStack) -> None:
 
     assert served() == ["fake"]
     assert change("load", model_name="no-such-model") == 404
+    assert change("load", model_name="../../etc", args={"loader": "fake"}) == 404
     assert served() == ["fake"]
     assert change("load", model_name="other", args={"loader": "fake"}) == 200
     assert served() == ["other"]

@@ -219,3 +219,15 @@ def test_flags_of_llama_cpp_are_its_options(tmp_path: Path) -> None:
         request_for(tmp_path, model="demo", **flags)
 
     assert options == {"n_gpu_layers": "20", "no_mmap": "True"}
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "no-such-model"])
+def test_a_client_names_a_model_of_the_directory_whatever_the_loader(
+    model_dir: Path, name: str
+) -> None:
+    """The fake loader reads no files, but what it is given is shown and reported as the model."""
+    settings, _ = load_settings({"model_dir": str(model_dir), "loader": "fake", "model": name}, {})
+
+    assert load_request(settings).model_path == name
+    with pytest.raises(ModelNotFoundError):
+        load_request(settings, over_http=True)
