@@ -12,7 +12,7 @@ from typing import Any
 from tgwui_k8s.config import GatewaySettings, ServerSettings, Settings
 from tgwui_k8s.gateway.breaker import Breaker
 from tgwui_k8s.gateway.gateway import Gateway
-from tgwui_k8s.gateway.http_server import make_server
+from tgwui_k8s.gateway.http_server import GatewayServer, make_server
 from tgwui_k8s.listener import bind
 
 _POLL_SECONDS = 0.05
@@ -24,6 +24,7 @@ class RunningGateway:
 
     url: str
     parts: Gateway
+    server: GatewayServer
 
     def forgive(self) -> None:
         """Close every breaker."""
@@ -49,7 +50,8 @@ async def running_gateway(
     await until(lambda: sum(state.is_ready for state in gateway.fleet.states) >= wanted)
     await until(lambda: http_server.started)
     try:
-        yield RunningGateway(f"http://127.0.0.1:{listener.getsockname()[1]}", gateway)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield RunningGateway(url, gateway, http_server)
     finally:
         http_server.should_exit = True
         await asyncio.wait((serving,), timeout=5)

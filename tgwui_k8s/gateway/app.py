@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from tgwui_k8s.errors import (
     RateLimitedError,
     RequestError,
 )
+from tgwui_k8s.gateway.attempt import SLOW_CLIENT
 from tgwui_k8s.gateway.call import Asked, Call, read_asked
 from tgwui_k8s.gateway.downstream import JSON_HEADER, ClientAnswer
 from tgwui_k8s.gateway.event_stream import frame
@@ -53,9 +55,6 @@ DRAINED = "drained"
 _QUIET_ROUTES = ("/health", "/metrics", "/ping")
 _KSERVE_PREFIX = "/openai"
 _SLACK_BYTES = 1024 * 1024
-_BODY_SECONDS = 60.0
-"""A client that sends its request slower than this is given up."""
-
 logger = logging.getLogger("tgwui_k8s.access")
 
 
@@ -104,7 +103,7 @@ class GatewayApp:
         if scope["type"] != "http":
             return
         request = _Request(scope, receive)
-        answer = ClientAnswer(scope, send, request.own_headers)
+        answer = ClientAnswer(scope, send, partial(self._own_headers, request))
         try:
             await self._dispatch(request, answer)
         except RequestError as error:
@@ -184,6 +183,25 @@ class GatewayApp:
             await _send_error(answer, error, request)
             return
         request.is_gone = not answer.is_over
+        if call is not None and call.cancel_reason == SLOW_CLIENT:
+            await answer.cut()
+
+    def _own_headers(self, request: _Request) -> Headers:
+        """What the gateway adds to an answer when it begins."""
+        headers = [(b"x-request-id", request.request_id), (b"traceparent", request.trace_parent)]
+        call = request.call
+        if call is not None and call.endpoint_names:
+            spent = time.monotonic() - request.arrival
+            overhead = spent - call.wait_seconds - call.endpoint_seconds
+            headers += [
+                (b"x-gateway-endpoint", call.endpoint_names[-1].encode("ascii", "replace")),
+                (b"x-gateway-overhead-ms", b"%.3f" % (max(0.0, overhead) * 1000)),
+            ]
+        if request.meter is not None:
+            headers += request.meter.headers()
+        if self.is_draining:  # The next request is to go to another replica.
+            headers.append((b"connection", b"close"))
+        return headers
 
     def _note_end(self, request: _Request, answer: ClientAnswer) -> None:
         now = time.monotonic()
@@ -255,52 +273,27 @@ class _Request:
         trace_id_var.set(self.trace_id.decode())
 
     async def body(self, max_bytes: int) -> bytes:
-        """The whole body. Raises `RequestError`: too large, or too slow."""
+        """The whole body. Raises `RequestError`: too large, or never whole."""
         length = self.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > max_bytes:
             raise _too_large(max_bytes)
         message = await self.receive()
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            try:
-                body += await asyncio.wait_for(self._rest(max_bytes - len(body)), _BODY_SECONDS)
-            except asyncio.TimeoutError:
-                raise InvalidRequestError("The body of the request took too long.") from None
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-
-    async def _rest(self, max_bytes: int) -> bytes:
-        parts, num_bytes = [], 0
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise InvalidRequestError("The connection was closed before the body was complete.")
+        parts: list[bytes] = []
+        num_bytes = 0
+        while message["type"] != "http.disconnect":
             parts.append(message.get("body", b""))
             num_bytes += len(parts[-1])
             if num_bytes > max_bytes:
                 parts.clear()
+            is_whole = not message.get("more_body")
             # A little too much is read to its end, so that the client gets to see the answer.
-            if num_bytes > max_bytes + _SLACK_BYTES:
+            if num_bytes > max_bytes + (0 if is_whole else _SLACK_BYTES):
                 raise _too_large(max_bytes)
-            if not message.get("more_body"):
-                if num_bytes > max_bytes:
-                    raise _too_large(max_bytes)
+            if is_whole:
                 return b"".join(parts)
-
-    def own_headers(self) -> Headers:
-        """The headers that the gateway adds to this answer, when it begins."""
-        headers = [(b"x-request-id", self.request_id), (b"traceparent", self.trace_parent)]
-        if self.call is not None and self.call.endpoint_names:
-            spent = time.monotonic() - self.arrival
-            overhead = spent - self.call.wait_seconds - self.call.endpoint_seconds
-            headers += [
-                (b"x-gateway-endpoint", self.call.endpoint_names[-1].encode("ascii", "replace")),
-                (b"x-gateway-overhead-ms", b"%.3f" % (max(0.0, overhead) * 1000)),
-            ]
-        if self.meter is not None:
-            headers += self.meter.headers()
-        return headers
+            message = await self.receive()
+        self.is_gone = True
+        raise InvalidRequestError("The connection was closed before the body was complete.")
 
 
 def _too_large(max_bytes: int) -> PayloadTooLargeError:
@@ -320,7 +313,8 @@ async def _cancel_when_gone(
 
 
 async def _send_error(answer: ClientAnswer, error: RequestError, request: _Request) -> None:
-    """The error as an answer, or as the last event of one that has begun."""
+    """The error as an answer, or as the last event of one that has begun; where there are no
+    events, a broken connection says it."""
     if answer.is_over:
         return
     is_anthropic = request.path.startswith(ANTHROPIC_PATHS)
@@ -328,8 +322,10 @@ async def _send_error(answer: ClientAnswer, error: RequestError, request: _Reque
         body = error.body
     else:
         body = msgspec.json.encode(anthropic_envelope(error) if is_anthropic else envelope(error))
-    if answer.has_begun:
+    if answer.is_of_events:
         await _send_last_event(answer, body, is_anthropic=is_anthropic)
+    elif answer.has_begun:
+        await answer.cut()
     elif isinstance(error, PassedOnError):
         await answer.whole(error.status, error.headers, body)
     else:

@@ -28,3 +28,7 @@ class BodyWriter:
         if not self._transport.is_closing():
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not self._flow.write_paused
+
+    def cut(self) -> None:
+        """Cut the connection, whatever was still to be written."""
+        self._transport.abort()

@@ -17,6 +17,13 @@ from tgwui_k8s.gateway.body_writer import BODY_WRITER, BodyWriter
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
 """A client that has not sent its head by then is cut off."""
+BODY_SECONDS = 60.0
+"""... and so much later its body."""
+UNSENT_SECONDS = 60.0
+"""A client that takes nothing of the end of its answer for so long is cut off."""
+
+_TOO_LARGE = b"431 Request Header Fields Too Large"
+_TOO_SLOW = b"408 Request Timeout"
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that they close them and not we."""
@@ -27,23 +34,34 @@ class HeadTooLargeError(Exception):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Refuses heads that are too large or too slow; nothing of them reaches the application."""
+    """Refuses heads that are too large, and gives up clients that send or take too slowly.
+
+    Nothing of such a head reaches the application. While the application writes, it waits for the
+    client as long as it likes; what is left when it has done is waited for here.
+    """
 
     _is_in_head = False
     _head_bytes = 0
     """Of the head's lines that are complete."""
     _fed_bytes = 0
     """Of the head so far, unfinished lines included."""
-    _head_timer: asyncio.TimerHandle | None = None
+    _due_timer: asyncio.TimerHandle | None = None
+    """For the head or the body that the client has to send."""
+    _unsent_timer: asyncio.TimerHandle | None = None
+    _num_unsent = 0
 
     def connection_made(self, transport: Any) -> None:
         """A client connects: its first head is due."""
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
+        self._await_client(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
-        self._stop_head_timer()
+        """The connection is gone: what hangs on it must not hold it."""
+        self._stop_waiting()
+        if self._unsent_timer is not None:
+            self._unsent_timer.cancel()
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -52,7 +70,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_in_head:
             self._fed_bytes += len(data)
             if self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse_head()
+                self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -60,8 +78,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = self._fed_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = {BODY_WRITER: {"writer": BodyWriter(self.transport, self.flow)}}
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        if self._due_timer is None:
+            self._await_client(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         """A part of the first line."""
@@ -72,32 +90,67 @@ class LimitedProtocol(HttpToolsProtocol):
         """One header. Raises `HeadTooLargeError`, which ends the connection."""
         self._head_bytes += len(name) + len(value) + len(b": \r\n")
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
+            self._refuse(_TOO_LARGE)
             raise HeadTooLargeError
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """The head is whole, its body is due."""
         self._is_in_head = False
-        self._stop_head_timer()
         super().on_headers_complete()
+        if self.pipeline:  # It waits for the answer before it, and so may its body.
+            self._stop_waiting()
+        else:
+            self._await_client(BODY_SECONDS)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The application has done with one request."""
+        super().on_response_complete()
+        if self.cycle.more_body:
+            self._await_client(BODY_SECONDS)
+        self._num_unsent = 0
+        self._look_after_unsent()
 
     def send_400_response(self, msg: str) -> None:
         """For what cannot be parsed, unless it has been answered."""
         if not self.transport.is_closing():
             super().send_400_response(msg)
 
-    def _refuse_head(self) -> None:
+    def _refuse(self, status: bytes) -> None:
         self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-            b"content-length: 0\r\nconnection: close\r\n\r\n"
+            b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
         )
         self.transport.close()
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _give_up(self) -> None:
+        """The client has not sent what was due."""
+        if self._is_in_head or self.cycle is None or self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self._refuse(_TOO_SLOW)
+
+    def _look_after_unsent(self) -> None:
+        if self._unsent_timer is not None:
+            self._unsent_timer.cancel()
+        before, self._num_unsent = self._num_unsent, self.transport.get_write_buffer_size()
+        if self._num_unsent and self._num_unsent == before:
+            self.transport.abort()
+        elif self._num_unsent:
+            self._unsent_timer = self.loop.call_later(UNSENT_SECONDS, self._look_after_unsent)
+
+    def _await_client(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._due_timer = self.loop.call_later(seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+            self._due_timer = None
 
 
 class GatewayServer(uvicorn.Server):

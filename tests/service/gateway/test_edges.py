@@ -326,6 +326,7 @@ async def test_a_slow_reader_costs_bounded_memory_and_is_cut_off() -> None:
         await until(is_over)
         assert most < 600_000
         await until(lambda: stage.endpoints[0].num_open == 0)
+        await until(lambda: not stage.gateway.server.server_state.connections)
         writer.close()
 
 
@@ -362,6 +363,7 @@ async def test_a_drain_lets_streams_finish_and_takes_nothing_new() -> None:
         assert (await stage.http.get(url + "/health/ready")).status_code == 503
         refused = await stage.http.post(url + PATH, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["connection"] == "close"
         assert events_of((await streaming).text)[-1] == "[DONE]"
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tests.helpers.gateway import until
-from tests.helpers.gateway_scene import scene
+from tests.helpers.gateway_scene import BODY, GOOD, PATH, Scene, scene
+from tests.helpers.scripted_endpoint import Plan, answer
 from tgwui_k8s.gateway import http_server
 from tgwui_k8s.gateway.failures import ConnectFailedError, PhaseTimeoutError
 from tgwui_k8s.gateway.http_client import HttpClient, Origin
@@ -122,3 +127,94 @@ async def test_a_connection_made_for_nobody_is_closed() -> None:
             task.result().abort()
     await until(lambda: client.num_connections == 0)
     server.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"{"])
+async def test_a_body_that_does_not_come_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Not even its first byte, or never its last: the client is told, and holds nothing."""
+    monkeypatch.setattr(http_server, "BODY_SECONDS", 0.2)
+    async with scene(1) as stage:
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n" + sent
+        )
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408")
+        metrics = (await stage.http.get(stage.gateway.url + "/metrics")).text
+        assert 'http_requests_total{code="499",route="/v1/completions"} 1.0' in metrics
+        writer.close()
+
+
+async def test_a_request_behind_another_has_time_for_its_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is read of a pipelined request while the one before it is answered; that is not its
+    client's fault."""
+    monkeypatch.setattr(http_server, "BODY_SECONDS", 0.2)
+    gate = asyncio.Event()
+    async with scene(1) as stage:
+        stage.endpoints[0].plans = deque([Plan(raw=GOOD, gate=gate), Plan(raw=GOOD)])
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = json.dumps(BODY).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        writer.write(head + body + head)
+        await asyncio.sleep(0.4)
+        writer.write(body)
+        gate.set()
+        for _ in range(2):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b'"good"}')
+        writer.close()
+
+
+@asynccontextmanager
+async def client_that_has_asked(stage: Scene, connection: str) -> AsyncIterator[socket.socket]:
+    """A client whose answer, of a megabyte, does not fit into the kernel's buffers, and which has
+    taken nothing of it; its call is over."""
+    gate, raw = asyncio.Event(), answer(200, b"x" * 1_000_000)
+    stage.endpoints[0].plans = deque([Plan(raw=raw, gate=gate)])
+    body = json.dumps(BODY).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: {connection}\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(stage.gateway.url.rpartition(":")[2])))
+        client.setblocking(False)
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        await until(lambda: stage.endpoints[0].requests)
+        (protocol,) = stage.gateway.server.server_state.connections
+        server = protocol.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        gate.set()
+        await until(lambda: stage.gateway.parts.app.num_calls == 0)
+        yield client
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_client_that_never_takes_its_answer_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    """The answer is written and its call over; what the client lets lie does not lie for ever."""
+    monkeypatch.setattr(http_server, "UNSENT_SECONDS", 0.2)
+    async with scene(1) as stage:
+        connections = stage.gateway.server.server_state.connections
+        async with client_that_has_asked(stage, connection):
+            assert connections
+            await until(lambda: not connections)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_slow_client_gets_all_of_its_answer(
+    monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    """As long as it takes some."""
+    monkeypatch.setattr(http_server, "UNSENT_SECONDS", 0.5)
+    async with scene(1) as stage, client_that_has_asked(stage, connection) as client:
+        loop, received = asyncio.get_running_loop(), b""
+        while not received.endswith(b"\r\n\r\n" + b"x" * 1_000_000):
+            data = await loop.sock_recv(client, 32768)
+            assert data
+            received += data
+            await asyncio.sleep(0.05)
