@@ -8,6 +8,7 @@ bounded in length and time.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -19,9 +20,10 @@ from tgwui_k8s.errors import (
     ModelNotReadyError,
     NotFoundError,
     OverloadedError,
+    RequestError,
 )
 from tgwui_k8s.gateway.call import Call
-from tgwui_k8s.gateway.choose import Weights, pick, usable
+from tgwui_k8s.gateway.choose import Candidate, Weights, pick, usable
 from tgwui_k8s.gateway.endpoint import DialectName, EndpointState
 from tgwui_k8s.gateway.fair_queue import FairQueue
 from tgwui_k8s.gateway.fleet import Fleet
@@ -42,12 +44,22 @@ class AdmissionLimits:
     """Calls that one endpoint gets from this gateway at a time."""
 
 
+_QueueName = tuple[str, frozenset[DialectName]]
+"""Model and dialects: a call waits only behind such as the same endpoints can serve."""
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
     call: Call
     tried: Collection[str]
-    dialects: Collection[DialectName]
-    future: asyncio.Future[Lease]
+    dialects: frozenset[DialectName]
+    priority: float
+    future: asyncio.Future[Lease | None]
+    """None: its time is up."""
+
+    @property
+    def queue_name(self) -> _QueueName:
+        return self.call.model or "", self.dialects
 
 
 class Lease:
@@ -83,50 +95,57 @@ class Admission:
         self._weights = weights
         self._expected_models = frozenset(expected_models)
         self._random = random or Random()  # noqa: S311 - spreads load
-        self._queues: dict[str, FairQueue[_Waiter]] = {}
+        self._queues: dict[_QueueName, FairQueue[_Waiter]] = {}
         self._num_in_flight: Counter[str] = Counter()
         self._is_dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
         fleet.on_change(self._dispatch_soon)
 
     def num_waiting(self) -> dict[str, int]:
-        """Length of every model's queue."""
-        return {model: len(queue) for model, queue in self._queues.items()}
+        """Calls that wait for every model."""
+        counts: Counter[str] = Counter()
+        for (model, _), queue in self._queues.items():
+            counts[model] += len(queue)
+        return counts
 
     async def place(
         self,
         call: Call,
         tried: Collection[str] = (),
-        dialects: Collection[DialectName] = (),
+        dialects: frozenset[DialectName] = frozenset(),
+        *,
+        is_begun: bool = False,
     ) -> Lease:
         """Wait for an endpoint, preferably none of `tried`; speaking one of `dialects`, if any.
 
+        `is_begun`: the client has a part of the answer. Such a call goes first, and may
+        always wait.
         Raises `RequestError`: no such model, the queue is full, or nothing came free in time.
         """
         self._check_model(call)
-        queue = self._queues.get(call.model or "")
+        self._check_path(call, dialects)
+        priority = -math.inf if is_begun else call.priority
+        waiter = _Waiter(call, tried, dialects, priority, _new_future())
+        queue = self._queues.get(waiter.queue_name)
         if queue is None and (state := self._choose(call, tried, dialects)) is not None:
             return self._lease(call, state)
-        if queue is not None and len(queue) >= self._limits.max_waiting:
+        if not is_begun and queue is not None and len(queue) >= self._limits.max_waiting:
             raise OverloadedError(
                 "The gateway's queue for this model is full.",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        return await self._wait(call, tried, dialects)
+        return await self._wait(waiter)
 
     @property
     def queue_seconds(self) -> float:
-        """How long a call may wait in all."""
+        """How long a call may wait at a stretch."""
         return self._limits.queue_seconds
 
-    def has_other(self, call: Call, tried: Collection[str]) -> bool:
-        """Whether an endpoint that was not tried serves the call's model."""
-        return any(
-            state.is_ready
-            and state.endpoint.uid not in tried
-            and (call.model is None or call.model in state.models)
-            for state in self._fleet.states
-        )
+    def has_other(
+        self, call: Call, tried: Collection[str], dialects: frozenset[DialectName]
+    ) -> bool:
+        """Whether an endpoint that was not tried could take the call now."""
+        return any(one.uid not in tried for one in self._candidates(call, dialects))
 
     def release(self, call: Call, state: EndpointState) -> None:
         """Give a place back."""
@@ -136,36 +155,31 @@ class Admission:
             del self._num_in_flight[call.key_name]
         self._dispatch_soon()
 
-    async def _wait(
-        self,
-        call: Call,
-        tried: Collection[str],
-        dialects: Collection[DialectName],
-    ) -> Lease:
-        loop = asyncio.get_running_loop()
-        began = time.monotonic()
-        seconds = min(self._limits.queue_seconds - call.wait_seconds, call.deadline - began)
-        waiter = _Waiter(call, tried, dialects, loop.create_future())
-        queue = self._queues.setdefault(call.model or "", FairQueue())
-        queue.push(waiter, priority=call.priority, key=call.key_name)
-        timer = loop.call_later(max(seconds, 0.0), self._give_up, waiter)
+    async def _wait(self, waiter: _Waiter) -> Lease:
+        loop, call, began = asyncio.get_running_loop(), waiter.call, time.monotonic()
+        seconds = min(self._limits.queue_seconds - call.waited_at_a_stretch, call.deadline - began)
+        queue = self._queues.setdefault(waiter.queue_name, FairQueue())
+        queue.push(waiter, priority=waiter.priority, key=call.key_name)
+        timer = loop.call_later(max(seconds, 0.0), _give_up, waiter)
         self._look_again_later()
         try:
-            return await waiter.future
+            lease = await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled():
-                waiter.future.result().release()
+                _release(waiter.future.result())
             raise
         finally:
             timer.cancel()
             self._remove(queue, waiter)
             call.wait_seconds += time.monotonic() - began
+        if lease is None:
+            raise self._in_vain(call)
+        return lease
 
     def _remove(self, queue: FairQueue[_Waiter], waiter: _Waiter) -> None:
-        call = waiter.call
-        queue.remove(waiter, priority=call.priority, key=call.key_name)
-        if not len(queue) and self._queues.get(call.model or "") is queue:
-            del self._queues[call.model or ""]
+        queue.remove(waiter, priority=waiter.priority, key=waiter.call.key_name)
+        if not len(queue) and self._queues.get(waiter.queue_name) is queue:
+            del self._queues[waiter.queue_name]
 
     def _look_again_later(self) -> None:
         """An open breaker lets a trial through after a while, and nobody tells."""
@@ -179,23 +193,17 @@ class Admission:
             self._dispatch_soon()
             self._look_again_later()
 
-    def _give_up(self, waiter: _Waiter) -> None:
-        if waiter.future.done():
-            return
-        if self._serves(waiter.call.model):
-            waiter.future.set_exception(
-                OverloadedError(
-                    "No engine had room for the request in time.",
-                    retry_after_seconds=_RETRY_AFTER_SECONDS,
-                )
+    def _in_vain(self, call: Call) -> RequestError:
+        """What a call is told whose time is up."""
+        if any(state.is_ready and _serves(state, call.model) for state in self._fleet.states):
+            return OverloadedError(
+                "No engine had room for the request in time.",
+                retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        else:
-            waiter.future.set_exception(
-                ModelNotReadyError(
-                    "No engine serves this model at the moment.",
-                    retry_after_seconds=_RETRY_AFTER_SECONDS,
-                )
-            )
+        return ModelNotReadyError(
+            "No engine serves this model at the moment.",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+        )
 
     def _dispatch_soon(self) -> None:
         if self._queues and not self._is_dispatch_due:
@@ -218,14 +226,17 @@ class Admission:
                     return waiter, state
         return None
 
-    def _choose(
-        self, call: Call, tried: Collection[str], dialects: Collection[DialectName]
-    ) -> EndpointState | None:
+    def _candidates(self, call: Call, dialects: frozenset[DialectName]) -> list[Candidate]:
         now = asyncio.get_running_loop().time()
         states = self._fleet.states
         if dialects:
             states = [state for state in states if state.dialect in dialects]
-        candidates = usable(states, call.model, now, max_in_flight=self._limits.max_in_flight)
+        return usable(states, call.model, now, max_in_flight=self._limits.max_in_flight)
+
+    def _choose(
+        self, call: Call, tried: Collection[str], dialects: frozenset[DialectName]
+    ) -> EndpointState | None:
+        candidates = self._candidates(call, dialects)
         fresh = [candidate for candidate in candidates if candidate.uid not in tried]
         chosen = pick(fresh or candidates, call.conversation(), self._weights, self._random)
         return None if chosen is None else self._fleet.state_of(chosen.uid)
@@ -239,11 +250,15 @@ class Admission:
         call.served_model = call.model or next(iter(state.models), "")
         return Lease(self, call, state)
 
-    def _serves(self, model: str | None) -> bool:
-        return any(
-            state.is_ready and (model is None or model in state.models)
-            for state in self._fleet.states
-        )
+    def _check_path(self, call: Call, dialects: frozenset[DialectName]) -> None:
+        """Refuse what the engines of a model do not have, also when they are ready again."""
+        if not dialects or call.endpoint_names:
+            return
+        mine = [state for state in self._fleet.states if _serves(state, call.model)]
+        if mine and all(state.dialect not in (None, *dialects) for state in mine):
+            raise NotFoundError(
+                f"The engines of this model do not serve {call.path[:100]}.", param="model"
+            )
 
     def _check_model(self, call: Call) -> None:
         """Refuse a model that does not exist, and no model where there are several."""
@@ -265,3 +280,21 @@ class Admission:
                 param="model",
                 code="model_not_found",
             )
+
+
+def _serves(state: EndpointState, model: str | None) -> bool:
+    return bool(state.models) and (model is None or model in state.models)
+
+
+def _new_future() -> asyncio.Future[Lease | None]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _give_up(waiter: _Waiter) -> None:
+    if not waiter.future.done():
+        waiter.future.set_result(None)
+
+
+def _release(lease: Lease | None) -> None:
+    if lease is not None:
+        lease.release()

@@ -48,7 +48,7 @@ class Attempt:
                 if self.exchange.has_answer or not self.exchange.is_reused:
                     raise
                 # A kept connection that the other side had closed meanwhile: nobody's failure.
-                self._close()
+                self._drop_exchange()
                 await self._send(fresh=True)
                 await self._head()
         except BaseException:
@@ -130,9 +130,12 @@ class Attempt:
             self.exchange.abort(PhaseTimeoutError(phase, seconds))
 
     def _close(self) -> None:
-        self._watchdog.stop()
         if self._end is not None:
             self._end.cancel()
+        self._drop_exchange()
+
+    def _drop_exchange(self) -> None:
+        self._watchdog.stop()
         if self._exchange is not None:
             self._state.exchanges.discard(self._exchange)
             self._exchange.abort()

@@ -78,6 +78,8 @@ class Call:
     num_continuations: int = 0
     wait_seconds: float = 0.0
     """Spent in queues and waiting for endpoints."""
+    waited_before: float = 0.0
+    """Of it, what lies before the last time that an endpoint took the call up."""
     cancel_reason: str = ""
     """Why its task was cancelled, where that was not the client's leaving."""
     num_prompt_tokens: int | None = None
@@ -112,6 +114,11 @@ class Call:
     def deadline(self) -> float:
         """When the request must be over."""
         return self.arrival + self.limits.total
+
+    @property
+    def waited_at_a_stretch(self) -> float:
+        """Seconds that it waits for somebody to take it up, this time."""
+        return self.wait_seconds - self.waited_before
 
     def conversation(self) -> bytes | None:
         """The key that all turns of a conversation share, if it can be told."""

@@ -58,7 +58,6 @@ def usable(
     now: float,
     *,
     max_in_flight: int,
-    excluded: Collection[str] = (),
 ) -> list[Candidate]:
     """The endpoints that could take a request for `model` (None: whatever they serve)."""
     return [
@@ -68,7 +67,6 @@ def usable(
         and not state.is_leaving
         and (model is None or model in state.models)
         and state.num_in_flight < max_in_flight
-        and state.endpoint.uid not in excluded
         and state.breaker.allows(now)
     ]
 

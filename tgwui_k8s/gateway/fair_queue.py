@@ -16,18 +16,18 @@ class FairQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._levels: dict[int, dict[str, deque[Item]]] = {}
+        self._levels: dict[float, dict[str, deque[Item]]] = {}
         self._num_items = 0
 
     def __len__(self) -> int:
         return self._num_items
 
-    def push(self, item: Item, *, priority: int, key: str) -> None:
+    def push(self, item: Item, *, priority: float, key: str) -> None:
         """Put an item at the end of its key's line."""
         self._levels.setdefault(priority, {}).setdefault(key, deque()).append(item)
         self._num_items += 1
 
-    def remove(self, item: Item, *, priority: int, key: str) -> None:
+    def remove(self, item: Item, *, priority: float, key: str) -> None:
         """Take an item out; nothing happens where it has gone already."""
         lines = self._levels.get(priority, {})
         line = lines.get(key)

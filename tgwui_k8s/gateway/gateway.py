@@ -77,6 +77,7 @@ class Gateway:
                 mine.max_continuations,
                 mine.client_stall_seconds,
                 server.sse_keep_alive_seconds,
+                max_budget=2.0 * mine.max_endpoint_requests,
             ),
             endpoint_key=lambda: key,
         )
@@ -111,6 +112,7 @@ class Gateway:
             max_body_bytes=server.max_body_bytes,
         )
         self.metrics.observed = self
+        self.fleet.on_change(lambda: self.metrics.expect_models(self.fleet.known_models))
 
     async def run_background(self) -> None:
         """Look for endpoints until cancelled."""

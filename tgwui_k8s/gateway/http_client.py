@@ -138,10 +138,11 @@ class HttpClient:
         if not connecting.done():
             _give_up(connecting, connection)
             raise PhaseTimeoutError("connect", seconds)
-        try:
-            connecting.result()
-        except OSError as error:
-            raise ConnectFailedError(f"cannot connect to {origin}: {error}") from None
+        error = connecting.exception()  # Not `result`, which ties error, frame and task together.
+        if isinstance(error, OSError):
+            raise ConnectFailedError(f"cannot connect to {origin}: {error}")
+        if error is not None:
+            raise error
         if not connection.is_usable:  # Before this task had its turn.
             raise ConnectFailedError(f"{origin} has closed the connection at once")
         self._origin_of[connection] = origin

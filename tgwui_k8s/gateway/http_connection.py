@@ -31,6 +31,7 @@ MAX_BUFFERED_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 MAX_NUM_HEADERS = 200
 
+_GIVEN_UP = "the exchange was given up"
 _NO_BODY = frozenset({204, 304})
 _SWITCHING_PROTOCOLS = 101
 
@@ -39,8 +40,8 @@ class Exchange:
     """One request and what comes back. Read by one task."""
 
     __slots__ = (
-        "_buffered", "_chunks", "_connection", "_error", "_is_complete", "_loop", "_reader",
-        "_sink", "has_answer", "headers", "is_reused", "status",
+        "_buffered", "_chunks", "_connection", "_error", "_has_failed", "_is_complete", "_loop",
+        "_reader", "_sink", "has_answer", "headers", "is_reused", "status",
     )  # fmt: skip
 
     def __init__(self, connection: HttpConnection, *, is_reused: bool) -> None:
@@ -54,6 +55,7 @@ class Exchange:
         self._connection = connection
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
+        self._has_failed = False
         self._error: ExchangeError | None = None
         self._is_complete = False
         self._loop = asyncio.get_running_loop()
@@ -67,8 +69,8 @@ class Exchange:
     async def head(self) -> None:
         """Wait for status and headers. Raises `ExchangeError`."""
         while not self.status:
-            if self._error is not None:
-                raise self._error
+            if self._has_failed:
+                raise self._take_error()
             await self._wait()
 
     async def read(self) -> bytes:
@@ -77,8 +79,8 @@ class Exchange:
         Raises `ExchangeError`, but only after all that had come before it.
         """
         while not self._chunks:
-            if self._error is not None:
-                raise self._error
+            if self._has_failed:
+                raise self._take_error()
             if self._is_complete:
                 return b""
             await self._wait()
@@ -95,8 +97,8 @@ class Exchange:
         self._sink = sink
         try:
             while self._sink is sink:
-                if self._error is not None:
-                    raise self._error
+                if self._has_failed:
+                    raise self._take_error()
                 if self._is_complete:
                     return False
                 await self._wait()
@@ -118,10 +120,15 @@ class Exchange:
 
     def abort(self, error: ExchangeError | None = None) -> None:
         """Give the answer up: the connection is cut, so that the endpoint notices at once."""
-        if not self._is_complete and self._error is None:
-            self._error = error or ConnectionLostError("the exchange was given up")
+        if not self._is_complete and not self._has_failed:
+            self.fail(error or ConnectionLostError(_GIVEN_UP))
             self._wake()
         self._connection.release(self)
+
+    def _take_error(self) -> ExchangeError:
+        """Not kept once raised: it holds the frames it passes, and they hold this exchange."""
+        error, self._error = self._error, None
+        return error or ConnectionLostError(_GIVEN_UP)
 
     def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -158,14 +165,15 @@ class Exchange:
 
     def fail(self, error: ExchangeError) -> None:
         """Nothing more will come."""
-        if not self._is_complete and self._error is None:
+        if not self._is_complete and not self._has_failed:
+            self._has_failed = True
             self._error = error
 
     def deliver(self) -> None:
         """Nothing more comes in this turn: whoever waits gets what there is."""
         if self._sink is not None and self._chunks:
             if self._sink(self._take()):
-                if not self._is_complete and self._error is None:
+                if not self._is_complete and not self._has_failed:
                     return
             else:
                 self._sink = None
@@ -258,6 +266,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 exchange.fail(ConnectionLostError("the connection was lost"))
             exchange.deliver()
+        self._parser = None  # It knows us, and we know it.
         self._on_free(self)
 
     # -- httptools ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -179,6 +179,11 @@ class GatewayMetrics:
         self.registry.register(_ObservedCollector(self))
         self._gauges["build_info"].labels(__version__, platform.python_version()).set(1)
         self.in_flight = self._gauges["requests_in_flight"]
+
+    def expect_models(self, models: Iterable[str]) -> None:
+        """Begin their series of what must not happen at 0: an alert sees how much one has risen."""
+        for model in models:
+            self._counter("interrupted_streams_total", model)
 
     def count_http_request(self, route: str, status: int) -> None:
         """One answer; `route` is one of ours, never a client's text."""

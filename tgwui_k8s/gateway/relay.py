@@ -6,7 +6,8 @@
       └── lost, refused, overloaded, silent: try again, or go on where the stream broke off
 
 Until the client has a byte, everything is tried again. After that only a stream that can continue
-is; the client never sees the seam, or it sees an error event and no `[DONE]`.
+is; the client never sees the seam, or it sees an error event and no `[DONE]`. An answer that is no
+stream of events has no place for an error: its connection is cut.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tgwui_k8s.gateway.continuation.journal import NotContinuableError
 from tgwui_k8s.gateway.continuation.token_stream import TokenStream
 from tgwui_k8s.gateway.dialects import DIALECTS, dialects_for
 from tgwui_k8s.gateway.dialects.base import Dialect
-from tgwui_k8s.gateway.downstream import EVENT_HEADERS, ClientAnswer
+from tgwui_k8s.gateway.downstream import ClientAnswer, SignsOfLife
 from tgwui_k8s.gateway.endpoint import DialectName, EndpointState
 from tgwui_k8s.gateway.event_pipe import EventPipe
 from tgwui_k8s.gateway.failures import (
@@ -55,8 +56,6 @@ from tgwui_k8s.gateway.retry import (
 from tgwui_k8s.gateway.streams import Stream, usage_in
 from tgwui_k8s.observability.log import event
 
-KEEP_ALIVE = b": keep-alive\n\n"
-
 MAX_HELD_BYTES = 1024 * 1024
 """Of an answer in one piece: so much is held back until it is complete and can no longer fail."""
 
@@ -74,11 +73,14 @@ class RelayLimits:
     max_retries: int = 3
     """Per call, before the first byte. Connections that fail do not count: nothing was sent."""
     max_continuations: int = 3
-    """Per call: a request that kills engines must not kill them all."""
+    """Per call, of attempts that an endpoint had taken up: a request that kills engines must not
+    kill them all."""
     client_stall_seconds: float = 60.0
     """A client that takes nothing for so long is cut off."""
     keep_alive_seconds: float = 15.0
     """A stream that waits for an endpoint says so, so that nobody closes it for silence."""
+    max_budget: float = 200.0
+    """Retries that may be due at once, of all calls: one engine's death takes all of its along."""
 
 
 @dataclass(slots=True)
@@ -88,11 +90,20 @@ class _Progress:
     stream: Stream | None = None
     tried: set[str] = field(default_factory=set)
     num_tries: int = 0
+    was_taken_up: bool = False
+    """The last attempt's endpoint had begun to answer it."""
+    has_written: bool = False
+    """The client has a part of an answer that is no stream of events."""
 
     @property
     def is_committed(self) -> bool:
         """The client has a part of the answer that cannot be taken back."""
-        return self.stream is not None and self.stream.has_delivered
+        return self.has_written or (self.stream is not None and self.stream.has_delivered)
+
+    @property
+    def can_continue(self) -> bool:
+        """Another endpoint can go on where the answer broke off."""
+        return isinstance(self.stream, TokenStream) and not self.has_written
 
 
 class Relay:
@@ -115,7 +126,7 @@ class Relay:
         self._limits = limits
         self._endpoint_key = endpoint_key
         self._random = random or Random()  # noqa: S311 - spreads retries
-        self._budget = RetryBudget()
+        self._budget = RetryBudget(limits.max_budget)
 
     async def answer(self, call: Call, answer: ClientAnswer) -> None:
         """Answer the call. Raises `RequestError`; where the answer has begun, it ends with it."""
@@ -134,7 +145,8 @@ class Relay:
                 return
             except ExchangeError as error:
                 self._note_failure(call, state, error)
-                failure = error
+                # Without its frames, which hold the call, which holds it.
+                failure = error.with_traceback(None)
             except BaseException:
                 state.breaker.give_up()
                 raise
@@ -143,7 +155,7 @@ class Relay:
             progress.tried.add(state.endpoint.uid)
             if await self._has_only_lost_its_end(answer, progress):
                 return
-            await self._prepare_next(call, failure, answer, progress)
+            await self._prepare_next(call, failure, answer, progress, dialects)
 
     async def _place(
         self,
@@ -153,18 +165,16 @@ class Relay:
         dialects: frozenset[DialectName],
     ) -> Lease:
         """Wait for an endpoint. A stream that has begun shows meanwhile that it lives."""
-        placing = self._admission.place(call, progress.tried, dialects)
-        if not answer.has_begun:
-            return await placing
-        task = asyncio.ensure_future(placing)
+        is_begun = progress.is_committed
         try:
-            while not (await asyncio.wait((task,), timeout=self._limits.keep_alive_seconds))[0]:
-                await answer.write(KEEP_ALIVE)
-        except asyncio.CancelledError:
-            if not task.cancel() and task.exception() is None:
-                task.result().release()
-            raise
-        return task.result()
+            with SignsOfLife(answer, self._limits.keep_alive_seconds):
+                return await self._admission.place(
+                    call, progress.tried, dialects, is_begun=is_begun
+                )
+        except RequestError:
+            if not is_begun:
+                raise
+        raise self._interrupted(call)
 
     # -- one attempt --------------------------------------------------------------------------
 
@@ -173,6 +183,7 @@ class Relay:
     ) -> None:
         state = lease.state
         dialect = DIALECTS[state.dialect or "tgwui"]
+        progress.was_taken_up = False
         if call.is_stream and not progress.is_committed:
             progress.stream = dialect.new_stream(call)
         target, body = dialect.request(call, progress.stream)
@@ -187,28 +198,37 @@ class Relay:
             exchange = attempt.exchange
             if exchange.status >= 400:
                 raise await _endpoint_error(exchange, dialect)
+            progress.was_taken_up = True
             content_type = exchange.header(b"content-type") or b""
             if content_type.startswith(b"text/event-stream") and progress.stream is not None:
                 await self._relay_events(attempt, answer, progress.stream)
-            elif progress.is_committed:
+            elif answer.has_begun:
                 raise BrokenFramingError("the endpoint went on with something that is no stream")
             else:
-                await self._relay_whole(call, attempt, answer, state)
+                await self._relay_whole(call, attempt, answer, progress, dialect)
 
     async def _relay_whole(
-        self, call: Call, attempt: Attempt, answer: ClientAnswer, state: EndpointState
+        self,
+        call: Call,
+        attempt: Attempt,
+        answer: ClientAnswer,
+        progress: _Progress,
+        dialect: Dialect,
     ) -> None:
-        """An answer in one piece. Large ones flow through once they are too large to hold."""
-        exchange, dialect = attempt.exchange, DIALECTS[state.dialect or "tgwui"]
+        """An answer that is not of events. Large ones flow through once they are too large to hold,
+        and streams, such as SageMaker's lines of JSON, as they come."""
+        exchange = attempt.exchange
         headers = to_client(exchange.headers)
         held: list[bytes] = []
         num_bytes = 0
+        max_held_bytes = 0 if call.is_stream else MAX_HELD_BYTES
         while data := await attempt.read():
             held.append(data)
             num_bytes += len(data)
             if num_bytes > _MAX_TRANSLATED_BYTES and dialect.translates:
                 raise BrokenFramingError("the answer is too long")
-            if num_bytes > MAX_HELD_BYTES and not answer.has_begun and not dialect.translates:
+            if num_bytes > max_held_bytes and not answer.has_begun and not dialect.translates:
+                progress.has_written = True
                 await answer.begin(exchange.status, headers)
             if answer.has_begun:
                 attempt.await_client(self._limits.client_stall_seconds)
@@ -230,7 +250,7 @@ class Relay:
             attempt.await_client(stall_seconds)
             held = pipe.take_held()
             if held and not answer.has_begun:
-                await answer.begin(200, EVENT_HEADERS)
+                await answer.begin_events()
             if answer.has_begun:
                 await answer.write(held)
             pipe.raise_failure()
@@ -246,7 +266,7 @@ class Relay:
             raise ConnectionLostError("the stream ended too early")
         attempt.await_client(stall_seconds)
         if not answer.has_begun:
-            await answer.begin(200, EVENT_HEADERS)
+            await answer.begin_events()
         await answer.end(last)
         await _read_to_the_end(attempt)
 
@@ -255,7 +275,7 @@ class Relay:
     async def _has_only_lost_its_end(self, answer: ClientAnswer, progress: _Progress) -> bool:
         """Where nothing but `[DONE]` is missing, it is said here."""
         stream = progress.stream
-        if stream is None or not stream.has_delivered or not isinstance(stream, TokenStream):
+        if stream is None or not stream.has_delivered or not progress.can_continue:
             return False
         last = stream.finish()
         if last is not None:
@@ -263,54 +283,82 @@ class Relay:
         return last is not None
 
     async def _prepare_next(
-        self, call: Call, error: ExchangeError, answer: ClientAnswer, progress: _Progress
+        self,
+        call: Call,
+        error: ExchangeError,
+        answer: ClientAnswer,
+        progress: _Progress,
+        dialects: frozenset[DialectName],
     ) -> None:
         """Return when the next attempt may begin; raise the `RequestError` that ends the call."""
-        now = time.monotonic()
-        if progress.is_committed:
-            can_continue = isinstance(progress.stream, TokenStream)
-            if (
-                not can_continue
-                or not is_retryable(error)
-                or isinstance(error, NotContinuableError)
-            ):
-                raise self._final_error(call, error, is_begun=True)
-            if call.num_continuations >= self._limits.max_continuations:
-                raise self._final_error(call, error, is_begun=True)
-            call.num_continuations += 1
-            self._metrics.count_continuation(call.served_model, error.reason)
-            logger.warning(
-                "stream continues elsewhere",
-                extra=event(
-                    endpoint=call.endpoint_names[-1],
-                    reason=error.reason,
-                    num_continuations=call.num_continuations,
-                ),
-            )
-            return
         if not is_retryable(error):
             raise self._final_error(call, error, is_begun=answer.has_begun)
-        if not isinstance(error, ConnectFailedError):
-            progress.num_tries += 1
-            if progress.num_tries > self._limits.max_retries or not self._budget.take(now):
-                raise self._final_error(call, error, is_begun=answer.has_begun)
+        may_go_on = self._may_continue if progress.is_committed else self._may_retry
+        if not may_go_on(call, error, progress):
+            raise self._final_error(call, error, is_begun=answer.has_begun)
+        if progress.is_committed and progress.was_taken_up:
+            self._note_continuation(call, error)
+            return
         call.num_retries += 1
         self._metrics.count_retry(error.reason)
-        if not self._admission.has_other(call, progress.tried):
+        if not self._admission.has_other(call, progress.tried, dialects):
             # Everybody has been tried: give them time, and then all may be tried again.
-            seconds = backoff_seconds(call.num_retries, error, self._random)
-            seconds = min(seconds, max(0.0, call.deadline - now))
-            call.wait_seconds += seconds
-            await asyncio.sleep(seconds)
+            with SignsOfLife(answer, self._limits.keep_alive_seconds):
+                await self._back_off(call, error)
             progress.tried.clear()
-            if call.wait_seconds > self._admission.queue_seconds or now >= call.deadline:
+            is_late = time.monotonic() >= call.deadline
+            if call.waited_at_a_stretch > self._admission.queue_seconds or is_late:
                 raise self._final_error(call, error, is_begun=answer.has_begun)
 
+    def _may_retry(self, call: Call, error: ExchangeError, progress: _Progress) -> bool:
+        if isinstance(error, ConnectFailedError):
+            return True
+        progress.num_tries += 1
+        has_tries = progress.num_tries <= self._limits.max_retries
+        return has_tries and self._budget.take(time.monotonic())
+
+    def _may_continue(self, call: Call, error: ExchangeError, progress: _Progress) -> bool:
+        if not progress.can_continue or isinstance(error, NotContinuableError):
+            return False
+        # Where nobody has taken it up, only time is lost.
+        return not progress.was_taken_up or call.num_continuations < self._limits.max_continuations
+
+    def _note_continuation(self, call: Call, error: ExchangeError) -> None:
+        call.num_continuations += 1
+        call.waited_before = call.wait_seconds
+        self._metrics.count_continuation(call.served_model, error.reason)
+        logger.warning(
+            "stream continues elsewhere",
+            extra=event(
+                endpoint=call.endpoint_names[-1],
+                reason=error.reason,
+                num_continuations=call.num_continuations,
+            ),
+        )
+
+    async def _back_off(self, call: Call, error: ExchangeError) -> None:
+        seconds = backoff_seconds(call.num_retries, error, self._random)
+        seconds = min(seconds, max(0.0, call.deadline - time.monotonic()))
+        call.wait_seconds += seconds
+        await asyncio.sleep(seconds)
+
     def _final_error(self, call: Call, error: ExchangeError, *, is_begun: bool) -> RequestError:
-        found = _as_request_error(error, is_begun=is_begun)
-        if isinstance(found, StreamInterruptedError):
-            self._metrics.count_interruption(call.served_model)
-        return found
+        """What the client is told in the end."""
+        if isinstance(error, PhaseTimeoutError) and error.phase == "total":
+            return DeadlineExceededError("The request did not finish in time.")
+        if isinstance(error, EndpointError) and not (is_begun and is_retryable(error)):
+            return PassedOnError(error)
+        if is_begun:
+            return self._interrupted(call)
+        if isinstance(error, PhaseTimeoutError):
+            return DeadlineExceededError("No engine answered in time.")
+        return EngineUnavailableError("The engine was lost before it answered.")
+
+    def _interrupted(self, call: Call) -> StreamInterruptedError:
+        self._metrics.count_interruption(call.served_model)
+        return StreamInterruptedError(
+            "The engine that served this stream was lost, and no other could go on with it."
+        )
 
     def _note_failure(self, call: Call, state: EndpointState, error: ExchangeError) -> None:
         call.failures.append((state.name, error.reason))
@@ -361,18 +409,3 @@ async def _read_to_the_end(attempt: Attempt) -> None:
             pass
     except ExchangeError:
         return  # The client has everything.
-
-
-def _as_request_error(error: ExchangeError, *, is_begun: bool) -> RequestError:
-    """What the client is told in the end."""
-    if isinstance(error, PhaseTimeoutError) and error.phase == "total":
-        return DeadlineExceededError("The request did not finish in time.")
-    if isinstance(error, EndpointError) and (not is_begun or not error.is_retryable):
-        return PassedOnError(error)
-    if is_begun:
-        return StreamInterruptedError(
-            "The engine that served this stream was lost, and no other could go on with it."
-        )
-    if isinstance(error, PhaseTimeoutError):
-        return DeadlineExceededError("No engine answered in time.")
-    return EngineUnavailableError("The engine was lost before it answered.")

@@ -6,7 +6,7 @@ generation changes nothing. A budget keeps retries from doubling the load of a c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from tgwui_k8s.gateway.failures import (
@@ -18,7 +18,8 @@ from tgwui_k8s.gateway.failures import (
     PhaseTimeoutError,
 )
 
-RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
+_ANTHROPIC_OVERLOADED = 529
+RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504, _ANTHROPIC_OVERLOADED})
 
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 2.0
@@ -27,8 +28,6 @@ _DEPOSIT = 0.2
 """What each request adds to the budget: retries are a fifth of the load at most ..."""
 _PER_SECOND = 10.0
 """... and as many a second in any case, so that a quiet gateway can retry, too."""
-_LARGEST_BUDGET = 200.0
-"""One engine's death takes all its requests along: they must find room in the budget at once."""
 
 
 def is_retryable(error: ExchangeError) -> bool:
@@ -43,7 +42,7 @@ def is_retryable(error: ExchangeError) -> bool:
 def is_endpoints_fault(error: ExchangeError) -> bool:
     """Whether the endpoint's breaker should hear of it. A full queue is no fault."""
     if isinstance(error, EndpointError):
-        return error.status >= 500 and error.status != 503
+        return error.status >= 500 and error.status not in (503, _ANTHROPIC_OVERLOADED)
     return not (isinstance(error, PhaseTimeoutError) and error.phase == "total")
 
 
@@ -59,16 +58,21 @@ def backoff_seconds(num_tries: int, error: ExchangeError, random: Random) -> flo
 class RetryBudget:
     """How many retries the gateway as a whole may still make."""
 
-    tokens: float = _LARGEST_BUDGET
+    largest: float
+    tokens: float = field(init=False)
     time: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Full."""
+        self.tokens = self.largest
 
     def note_request(self) -> None:
         """A request has arrived."""
-        self.tokens = min(self.tokens + _DEPOSIT, _LARGEST_BUDGET)
+        self.tokens = min(self.tokens + _DEPOSIT, self.largest)
 
     def take(self, now: float) -> bool:
         """Whether one more retry is allowed; it counts as made."""
-        self.tokens = min(self.tokens + (now - self.time) * _PER_SECOND, _LARGEST_BUDGET)
+        self.tokens = min(self.tokens + (now - self.time) * _PER_SECOND, self.largest)
         self.time = now
         if self.tokens < 1:
             return False

@@ -89,6 +89,7 @@ def test_a_trial_whose_client_left_is_no_verdict() -> None:
         (EndpointError(408), True, False),
         (EndpointError(429), True, False),
         (EndpointError(503), True, False),
+        (EndpointError(529), True, False),
         (EndpointError(502), True, True),
         (EndpointError(400), False, False),
         (EndpointError(500), False, True),
@@ -113,7 +114,7 @@ def test_retry_after_is_honoured_within_reason() -> None:
 
 def test_the_budget_keeps_retries_from_doubling_the_load() -> None:
     """When everything fails, retries are a fifth of the requests, plus a few a second."""
-    budget, num_retries = RetryBudget(), 0
+    budget, num_retries = RetryBudget(largest=200), 0
     for number in range(10_000):
         budget.note_request()
         num_retries += budget.take(now=number / 1000)

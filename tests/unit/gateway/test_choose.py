@@ -136,13 +136,12 @@ def test_only_endpoints_that_can_serve_are_usable(state: EndpointState, model: s
     assert bool(found) is expected
 
 
-def test_the_tried_and_the_broken_are_left_out() -> None:
-    """Excluded endpoints and open breakers."""
+def test_the_broken_are_left_out() -> None:
+    """Open breakers."""
     broken = make_state("broken")
     for _ in range(3):
         broken.breaker.fail(0.0)
-    states = [make_state("tried"), make_state("fine"), broken]
-    found = usable(states, "m", 0.1, max_in_flight=9, excluded={"tried"})
+    found = usable([make_state("fine"), broken], "m", 0.1, max_in_flight=9)
     assert [candidate.uid for candidate in found] == ["fine"]
 
 
