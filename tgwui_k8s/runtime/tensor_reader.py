@@ -15,6 +15,9 @@ from tgwui_k8s.storage.safetensors_file import TensorEntry
 ITEM_TYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I32": np.int32}
 """By safetensors' names; bf16 as its bits."""
 
+_NUM_ROUNDED = 1 << 16
+"""Numbers rounded at a time: what that takes beside them stays in the processor's caches."""
+
 
 class TensorReader:
     """Tensors of safetensors files by name, read through memory maps."""
@@ -31,7 +34,12 @@ class TensorReader:
         values = self._read(name)
         if values.dtype == np.uint16:
             return values
-        return round_to_bfloat16(values.astype(np.float32))
+        rounded = np.empty(values.shape, np.uint16)
+        source, target = values.reshape(-1), rounded.reshape(-1)
+        for first in range(0, len(source), _NUM_ROUNDED):
+            part = slice(first, first + _NUM_ROUNDED)
+            target[part] = round_to_bfloat16(source[part].astype(np.float32))
+        return rounded
 
     def float32(self, name: str) -> npt.NDArray[np.float32]:
         """A tensor as float32; always a copy."""
