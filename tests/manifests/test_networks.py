@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.manifests.hardening import TALK_TO_THE_API_SERVER
 from tests.helpers.manifests.pods import Pod, matches, pods
 from tests.helpers.manifests.rendering import Object, of_kind, render_together
 
@@ -75,6 +76,30 @@ def test_every_engine_is_open_to(peer: Peer, renders: Renders) -> None:
     }
 
     assert closed == set()
+
+
+def test_who_asks_the_api_server_reaches_it_behind_any_port(renders: Renders) -> None:
+    """Some judge policies by the translated address: kubeadm's port is 6443, minikube's 8443."""
+    shut = {
+        f"{name}: {pod.owner}"
+        for name, objects in renders.items()
+        for pod in pods(objects)
+        if pod.spec.get("serviceAccountName") in TALK_TO_THE_API_SERVER
+        if not {443, 6443, 8443} <= _ports_to_anywhere(pod, objects)
+    }
+
+    assert shut == set()
+
+
+def _ports_to_anywhere(pod: Pod, objects: Sequence[Object]) -> set[int]:
+    return {
+        port["port"]
+        for policy in of_kind(objects, "NetworkPolicy")
+        if matches(policy["spec"]["podSelector"], pod.labels)
+        for rule in policy["spec"].get("egress", ())
+        if "to" not in rule
+        for port in rule["ports"]
+    }
 
 
 def _is_admitted(peer: Peer, port: str, pod: Pod, objects: Sequence[Object]) -> bool:
