@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
@@ -22,6 +23,9 @@ MAX_FILE_BYTES = 1 << 20
 
 FileVersion = tuple[int, int, int]
 """Modification time, inode, size: a Kubernetes Secret changes by a swap of symbolic links."""
+
+_FORM_OF_THE_GATEWAY = re.compile(rb"\A\s*\{|^keys\s*:|^\s*sha256:", re.MULTILINE)
+"""It says who may use what, or has keys' hashes: see `gateway.key_file`."""
 
 Keys = TypeVar("Keys", bound=Sized)
 
@@ -159,6 +163,11 @@ def _read_keys(file: Path) -> tuple[bytes, ...]:
             content = stream.read(MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"The key file {file} cannot be read: {error.strerror}.") from error
+    if _FORM_OF_THE_GATEWAY.search(content):
+        raise UsageError(
+            f"The key file {file} is one for the gateway (--api-key-file there); here it must hold "
+            "plain keys, one a line."
+        )
     keys = [line.strip() for line in content.splitlines() if line.strip()]
     if not keys:
         raise UsageError(f"The key file {file} holds no key; it needs one a line.")

@@ -35,6 +35,14 @@ def _write(file: Path, text: str) -> None:
     os.replace(new, file)
 
 
+FORMS_OF_THE_GATEWAY = (
+    "keys:\n  - name: team-a\n    key: plain\n",
+    "# who may what\nkeys :\n- {name: team-a, key: plain}\n",
+    '\n {"keys": [{"name": "team-a", "key": "plain"}]}',
+    f"one\n  sha256:{'0' * 64}\n",
+)
+
+
 def _keys(*keys: str) -> KeySet:
     return KeySet(keys, None)
 
@@ -204,7 +212,16 @@ def test_a_swapped_symlink_is_a_change(tmp_path: Path) -> None:
     assert (keys.accepts(b"key1"), keys.accepts(b"key2")) == (False, True)
 
 
-@pytest.mark.parametrize("after", [None, ""])
+@pytest.mark.parametrize("content", FORMS_OF_THE_GATEWAY)
+def test_a_file_for_the_gateway_is_refused_at_the_start(tmp_path: Path, content: str) -> None:
+    """Its lines are no keys: they would be taken for some that nobody has, or anybody knows."""
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(UsageError, match="plain keys, one a line"):
+        load_keys(ServerSettings(api_key_file=str(file)))
+
+
+@pytest.mark.parametrize("after", [None, "", *FORMS_OF_THE_GATEWAY])
 def test_a_file_that_goes_bad_keeps_the_last_keys_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, after: str | None
 ) -> None:
