@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import platform
 import sys
 import threading
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tgwui_k8s import __version__
 from tgwui_k8s.upstream import device, generation, launch, logs, storage
 from tgwui_k8s.upstream.exposition import Counter, Histogram, render
+from tgwui_k8s.upstream.metrics import metrics_of
 from tgwui_k8s.upstream.service import service_of
 from tgwui_k8s.upstream.starting import PortTaken, addresses, bind
 
@@ -36,7 +39,8 @@ def test_only_the_standard_library_is_imported(path: Path) -> None:
     assert {
         name for name in anywhere if name.partition(".")[0] not in allowed | OF_UPSTREAM
     } == set()
-    ours = {name for name in anywhere if name.startswith("tgwui_k8s")}
+    # The package itself holds no more than its version.
+    ours = {name for name in anywhere if name.startswith("tgwui_k8s.")}
     assert all(name.startswith("tgwui_k8s.upstream") for name in ours)
 
 
@@ -164,6 +168,16 @@ def test_a_folder_that_cannot_be_made_says_what_to_set(
 
 
 # ----------------------------------------------------------------------------------- the others
+
+
+def test_an_engine_is_known_by_its_version() -> None:
+    """Alerts and dashboard ask for it: without it there is no engine at all (TgwuiNoEngine)."""
+    page = metrics_of(SimpleNamespace(model_name="llama")).page().decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+
+    (sample,) = families["tgwui_build_info"].samples
+    assert sample.value == 1
+    assert sample.labels == {"version": __version__, "python": platform.python_version()}
 
 
 def test_the_page_is_what_prometheus_reads() -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, cast
 
+from tgwui_k8s import __version__
 from tgwui_k8s.upstream.answers import Answer
 from tgwui_k8s.upstream.exposition import (
     CONTENT_TYPE,
@@ -60,6 +62,10 @@ class Metrics:
         self.latency = Histogram(
             "tgwui_e2e_request_latency_seconds", "From arrival to the end of the text."
         )
+        versions = labels(version=__version__, python=platform.python_version())
+        self.build_info = Gauge(
+            "tgwui_build_info", "Always 1; versions in its labels.", lambda: (versions, 1)
+        )
 
     @property
     def model_name(self) -> str:
@@ -84,6 +90,7 @@ class Metrics:
                 *(self.running, self.waiting, self.requests, self.ended),
                 *(self.prompt_tokens, self.tokens),
                 *(self.queue_time, self.first_token, self.latency),
+                self.build_info,
             ]
         )
 
