@@ -220,6 +220,54 @@ async def test_without_redis_each_replica_counts_until_it_is_back(
         ]
 
 
+async def test_places_held_while_redis_stood_still_are_given_back(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """A call ends while Redis does not answer, and others begin that it only hears of afterwards:
+    once it is back, none of them takes a place any more."""
+    gate = asyncio.Event()
+    limits = {**entry(max_concurrent_requests=1), "name": "team-places"}
+    async with gateways(tmp_path, limits, redis_url=redis.url) as ((gateway,), endpoint, http):
+        await until(gateway.parts.limits_are_shared)
+        endpoint.plans = deque([Plan(raw=ANSWER, gate=gate), *[Plan(raw=ANSWER)] * 20])
+        first = asyncio.ensure_future(http.post(gateway.url + PATH, json=BODY))
+        await until(lambda: endpoint.num_open)
+        redis.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(asyncio.TimeoutError):  # A client that leaves while it is counted.
+                await asyncio.wait_for(http.post(gateway.url + PATH, json=BODY), 0.2)
+            gate.set()
+            assert (await first).status_code == 200
+            assert (await http.post(gateway.url + PATH, json=BODY)).status_code == 200
+            await until(lambda: not gateway.parts._meters._settling)
+        finally:
+            redis.signal(signal.SIGCONT)
+        await until(gateway.parts.limits_are_shared)
+        assert (await http.post(gateway.url + PATH, json=BODY)).status_code == 200
+
+
+async def test_what_is_done_twice_counts_once(redis: RedisServer) -> None:
+    """A lost answer makes the client library ask again."""
+    ledger = RedisLedger(redis.url, timeout_seconds=30)
+    quota = Quota(requests_per_minute=5, tokens_per_minute=1000, budget_tokens=100)
+    period = period_of("day", 0.0)
+    one, other = (Demand("team-twice", quota, name, 60, period, 60.0) for name in "ab")
+    try:
+        for _ in range(2):
+            outcome = await ledger.reserve(one)
+            assert outcome.refused_by is None
+            assert 4 <= outcome.remaining_requests < 5
+            assert 940 <= outcome.remaining_tokens < 950
+        for _ in range(2):
+            await ledger.settle(one, 50)
+        assert (await ledger.reserve(other)).refused_by == "budget"  # 50 + 60 of 100.
+        await ledger.settle(other, 0)
+        small = Demand("team-twice", quota, "c", 50, period, 60.0)
+        assert (await ledger.reserve(small)).refused_by is None
+    finally:
+        await ledger.close()
+
+
 MOST_TOKENS_PER_MINUTE = 50
 FASTEST_REFILL_SECONDS = 60 / MOST_TOKENS_PER_MINUTE
 QUOTAS = st.builds(

@@ -70,7 +70,10 @@ class Ledger(Protocol):
 
 
 class RemoteLedger(Ledger, Protocol):
-    """Counts elsewhere: each method raises `LedgerAwayError` when that does not answer."""
+    """Counts elsewhere: each method raises `LedgerAwayError` when that does not answer.
+
+    What is done twice counts once: reserving what is reserved, settling what is not reserved.
+    """
 
     async def ping(self) -> None:
         """Ask whether it is there."""

@@ -2,7 +2,8 @@
 
 The time is Redis' own, so that replicas whose clocks differ count alike. A bucket is two fields of
 a hash: its level, and when that was so. Requests under way are a sorted set by the time when they
-are over at the latest: those of a replica that died leave it by themselves.
+are over at the latest: those of a replica that died leave it by themselves. It also tells what has
+been done: a script whose answer was lost, and which is run again, changes nothing.
 
     KEYS  buckets (hash), calls (sorted set), budget (number)
 """
@@ -44,6 +45,7 @@ local function refuse(limit, seconds)
     return {limit, tostring(seconds), tostring(requests_left), tostring(tokens_left)}
 end
 
+if redis.call('ZSCORE', KEYS[2], ARGV[7]) then return refuse('', 0) end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 if budget >= 0 and tonumber(redis.call('GET', KEYS[3]) or 0) + tokens > budget then
     return refuse('budget', -1)
@@ -62,11 +64,9 @@ requests_left = requests_left - 1
 tokens_left = tokens_left - bucket_tokens
 if rpm >= 0 then put('requests', requests_left, rpm) end
 if tpm >= 0 then put('tokens', tokens_left, tpm) end
-if most_calls >= 0 then
-    redis.call('ZADD', KEYS[2], now + tonumber(ARGV[8]), ARGV[7])
-    local longest = math.ceil(tonumber(ARGV[8])) + 60
-    redis.call('EXPIRE', KEYS[2], math.max(redis.call('TTL', KEYS[2]), longest))
-end
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[8]), ARGV[7])
+local longest = math.ceil(tonumber(ARGV[8])) + 60
+redis.call('EXPIRE', KEYS[2], math.max(redis.call('TTL', KEYS[2]), longest))
 if budget >= 0 then
     redis.call('INCRBY', KEYS[3], tokens)
     redis.call('EXPIRE', KEYS[3], ARGV[9])
@@ -81,7 +81,7 @@ SETTLE = (
 -- ARGV: tokens per minute and budget (each -1: none), tokens of the minute and of the budget that
 -- were reserved, tokens used, request id, seconds that the budget is kept.
 local tpm, used = tonumber(ARGV[1]), tonumber(ARGV[5])
-redis.call('ZREM', KEYS[2], ARGV[6])
+if redis.call('ZREM', KEYS[2], ARGV[6]) == 0 then return 0 end
 if tpm >= 0 then
     local after = level('tokens', tpm) + tonumber(ARGV[3]) - used
     put('tokens', math.min(tpm, after), tpm)
