@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tgwui_k8s.contract import GenerationRequest, ModelRunner, Sampler, SamplingRow
 from tgwui_k8s.engine.launching import Launcher
-from tgwui_k8s.engine.prompt_lookup import PromptLookup
+from tgwui_k8s.engine.prompt_lookup import NGramIndex, PromptLookup
 from tgwui_k8s.engine.request import Lane, Request, Sequence, Status
 
 
@@ -16,11 +16,12 @@ def make_sequences(
     prompts = [source.prompt_token_ids]
     if source.negative_prompt_token_ids:
         prompts.append(source.negative_prompt_token_ids)
+    prompt_index = NGramIndex(end=len(source.prompt_token_ids))
     sequences = []
     for index in range(source.num_choices):
         resumed = request.resumed_token_ids(index)
         replays = bool(resumed) and sampler.needs_replay(source.params)
-        lookup = _make_lookup(source, runner)
+        lookup = _make_lookup(source, runner, prompt_index)
         num_groups = len(runner.layout.groups)
         sequences.append(
             Sequence(
@@ -44,14 +45,16 @@ def make_sequences(
     return sequences
 
 
-def _make_lookup(source: GenerationRequest, runner: ModelRunner) -> PromptLookup | None:
+def _make_lookup(
+    source: GenerationRequest, runner: ModelRunner, prompt_index: NGramIndex
+) -> PromptLookup | None:
     """What guesses the request's tokens; under guidance nothing does."""
     num_tokens = source.params.prompt_lookup_num_tokens
     can_guess = runner.layout.chunked_prefill and not source.negative_prompt_token_ids
     if num_tokens == 0 or not can_guess:
         return None
     longest = len(source.prompt_token_ids) + source.params.max_tokens
-    return PromptLookup(num_tokens, min(longest, runner.info.max_model_len))
+    return PromptLookup(num_tokens, min(longest, runner.info.max_model_len), prompt_index)
 
 
 def _needs_no_host(source: GenerationRequest, lookup: PromptLookup | None) -> bool:

@@ -8,10 +8,45 @@ with the newest token and takes what sampling confirms, so the text is the same 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 _NGRAM_SIZES = (3, 2)
 """How many of the newest tokens must have stood together before; the longer match is preferred."""
+
+
+_MAX_READ = 4096
+"""Tokens that are read into an index at once: two milliseconds of the step loop's time."""
+
+
+class NGramIndex:
+    """Where a text went on after each n-gram that ends at a position from `begin` to `end`.
+
+    Choices share that of their prompt, which is read once, and each has one of its own behind it.
+    """
+
+    __slots__ = ("_next", "_stops", "end")
+
+    def __init__(self, begin: int = 0, end: int = sys.maxsize) -> None:
+        """Ends are positions of the token behind the n-gram, `end` is none of them."""
+        self.end = end
+        self._next = begin
+        self._stops: dict[tuple[int, ...], int] = {}
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Read on in the text, to its last token but one or as far as is quickly done."""
+        first = self._next
+        last = max(first, min(self.end, len(token_ids), first + _MAX_READ))
+        for size in _NGRAM_SIZES:
+            begin = max(0, first - size)
+            text = token_ids[begin : max(begin, last - 1)]
+            ngrams = zip(*(text[skipped:] for skipped in range(size)), strict=False)
+            self._stops.update(zip(ngrams, range(begin + size, last), strict=False))
+        self._next = last
+
+    def find(self, ngram: tuple[int, ...]) -> int | None:
+        """Where the text went on after the last such n-gram."""
+        return self._stops.get(ngram)
 
 
 class PromptLookup:
@@ -21,15 +56,14 @@ class PromptLookup:
     not repeat itself costs next to nothing.
     """
 
-    __slots__ = ("_draft", "_index", "_max_tokens", "_num_indexed", "_num_right", "_stop")
+    __slots__ = ("_draft", "_max_tokens", "_num_right", "_own", "_prompt", "_stop")
 
-    def __init__(self, max_tokens: int, stop: int) -> None:
+    def __init__(self, max_tokens: int, stop: int, prompt: NGramIndex) -> None:
         """At most `max_tokens` at a time, in a text that ends before position `stop`."""
         self._max_tokens = max_tokens
         self._stop = stop
-        self._index: dict[tuple[int, ...], int] = {}
-        """Where the token after the last n-gram of these tokens stands."""
-        self._num_indexed = 0
+        self._prompt = prompt
+        self._own = NGramIndex(prompt.end)
         self._draft: list[int] = []
         self._num_right = max_tokens
 
@@ -38,11 +72,12 @@ class PromptLookup:
 
         The token after the draft still belongs to the text.
         """
-        length = min(self._max_tokens, 2 * self._num_right + 1, self._stop - 1 - len(token_ids))
-        begin = self._find(token_ids)
+        num_left = self._stop - 1 - len(token_ids)
+        length = min(self._max_tokens, 2 * self._num_right + 1, num_left, limit)
+        begin = self._find(token_ids) if length > 0 else None
         draft: list[int] = []
         if begin is not None:
-            for position in range(begin, begin + min(length, limit)):
+            for position in range(begin, begin + length):
                 ahead = position - len(token_ids)  # a run that repeats itself goes on in the draft
                 draft.append(draft[ahead] if ahead >= 0 else token_ids[position])
         self._draft = list(draft)
@@ -62,13 +97,12 @@ class PromptLookup:
 
     def _find(self, token_ids: Sequence[int]) -> int | None:
         """Where the text goes on that last began like the newest tokens."""
-        for stop in range(self._num_indexed + 1, len(token_ids)):
-            for size in _NGRAM_SIZES:
-                if size <= stop:
-                    self._index[tuple(token_ids[stop - size : stop])] = stop
-        self._num_indexed = max(self._num_indexed, len(token_ids) - 1)
+        self._prompt.read(token_ids)
+        self._own.read(token_ids)
         for size in _NGRAM_SIZES:
-            begin = self._index.get(tuple(token_ids[-size:]))
-            if begin is not None and size <= len(token_ids):
-                return begin
+            if size <= len(token_ids):
+                ngram = tuple(token_ids[-size:])
+                begin = self._own.find(ngram) or self._prompt.find(ngram)
+                if begin is not None:
+                    return begin
         return None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.toy_runner import EOS, ToyRunner, expected_tokens, make_core, run_to_end
 from tgwui_k8s.contract import GenerationRequest
-from tgwui_k8s.engine.prompt_lookup import PromptLookup
+from tgwui_k8s.engine.prompt_lookup import _MAX_READ, NGramIndex, PromptLookup
 from tgwui_k8s.sampling import SamplingParams
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
@@ -36,33 +36,77 @@ def run(request, *, max_num_batched_tokens=64, **runner):
 # ------------------------------------------------------------------------------------- guessing
 
 
+def lookup_of(max_tokens: int, stop: int, num_prompt_tokens: int = 0) -> PromptLookup:
+    return PromptLookup(max_tokens, stop, NGramIndex(end=num_prompt_tokens))
+
+
 def test_what_followed_last_time_is_guessed() -> None:
     """The newest match counts, a longer one before a shorter."""
     text = [1, 2, 3, 7, 7, 2, 3, 8, 8, 2, 3]
-    assert PromptLookup(2, 99).draft(text, 9) == [8, 8]
-    assert PromptLookup(2, 99).draft([*text[:-2], 1, 2, 3], 9) == [7, 7]
-    assert PromptLookup(3, 99).draft([1, 2, 3, 4], 9) == []
-    assert PromptLookup(3, 99).draft([1], 9) == []
+    assert lookup_of(2, 99).draft(text, 9) == [8, 8]
+    assert lookup_of(2, 99).draft([*text[:-2], 1, 2, 3], 9) == [7, 7]
+    assert lookup_of(3, 99).draft([1, 2, 3, 4], 9) == []
+    assert lookup_of(3, 99).draft([1], 9) == []
 
 
 def test_a_run_that_repeats_itself_goes_on() -> None:
     """The draft may reach beyond the text: what it guessed itself follows there."""
-    assert PromptLookup(8, 99).draft([1, 2, 3, 1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert lookup_of(8, 99).draft([1, 2, 3, 1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
 
 
 def test_limits_are_kept() -> None:
     """Neither more than asked, nor than there is room for, nor up to the text's last token."""
     text = [1, 2, 3, 4, 5, 6, 1, 2]
-    assert PromptLookup(3, 99).draft(text, 9) == [3, 4, 5]
-    assert PromptLookup(3, 99).draft(text, 1) == [3]
-    assert PromptLookup(3, 99).draft(text, -1) == []
-    assert PromptLookup(3, len(text) + 2).draft(text, 9) == [3]
-    assert PromptLookup(3, len(text) + 1).draft(text, 9) == []
+    assert lookup_of(3, 99).draft(text, 9) == [3, 4, 5]
+    assert lookup_of(3, 99).draft(text, 1) == [3]
+    assert lookup_of(3, 99).draft(text, -1) == []
+    assert lookup_of(3, len(text) + 2).draft(text, 9) == [3]
+    assert lookup_of(3, len(text) + 1).draft(text, 9) == []
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    text=st.lists(st.integers(1, 3), min_size=1, max_size=40),
+    num_prompt_tokens=st.integers(0, 30),
+    begin=st.integers(1, 40),
+)
+def test_where_the_prompt_ends_makes_no_difference(text, num_prompt_tokens, begin) -> None:
+    """An index of the prompt and one of the answer find what one of the whole text would."""
+    whole, parted = lookup_of(4, 99), lookup_of(4, 99, num_prompt_tokens)
+    for length in range(begin, len(text) + 1):
+        assert parted.draft(text[:length], 9) == whole.draft(text[:length], 9)
+
+
+def test_choices_read_their_prompt_once_and_only_to_guess() -> None:
+    """Sixteen choices of a long prompt do not hold up a step sixteen times."""
+    core = make_core(ToyRunner(), max_num_batched_tokens=64)
+    core.add_request(ask(prompt_lookup_num_tokens=4, num_choices=16))
+    lookups = [sequence.lookup for sequence in core._requests["r"].sequences]
+    prompt = [number * number % 1009 for number in range(8)]
+    indices = {id(index): index for one in lookups for index in (one._prompt, one._own)}
+
+    def num_indexed() -> int:
+        return sum(len(index._stops) for index in indices.values())
+
+    for one in lookups:
+        one.draft([*prompt, 1, 2], 0)
+    assert num_indexed() == 0
+    for one in lookups:
+        one.draft([*prompt, 1, 2], 4)
+    assert num_indexed() < 2 * len(prompt) + 16 * 4
+
+
+def test_a_very_long_prompt_is_read_in_parts() -> None:
+    """What was read last counts once it is reached."""
+    lookup = lookup_of(1, 1 << 20, 2 * _MAX_READ + 9)
+    text = [1, 2, 3, *range(10, 2 * _MAX_READ + 10), 1, 2, 4, 0, 1, 2]
+    drafts = [lookup.draft(text, 9) for _ in range(4)]
+    assert drafts == [[3], [3], [4], [4]]
 
 
 def test_wrong_guesses_make_the_next_ones_short() -> None:
     """After a wrong guess one token is tried, then three, then seven while they are right."""
-    lookup = PromptLookup(16, 99)
+    lookup = lookup_of(16, 99)
     text = [1, 2] * 8
     assert len(lookup.draft(text, 99)) == 16
     assert not lookup.confirm(5)
