@@ -4,8 +4,8 @@
 #   create-keys.sh [NAMESPACE]
 #
 #   gateway-keys   what clients show the gateway: one a line, or who may use what (docs/gateway.md)
-#   api-keys       what engines and their web page take, one a line: the client's, and the gateway's
-#   endpoint-key   what the gateway shows engines: one of api-keys
+#   api-keys       what engines and their web page take, one a line: the gateway's, and the client's
+#   endpoint-key   what the gateway shows engines: the first of api-keys
 #   admin-keys     what engines and gateway take for their own routes, one a line
 #
 # Keys are made on this machine and go to the cluster alone; read the client's back with
@@ -55,6 +55,6 @@ gateway=$(new_key)
 # Through file descriptors, so that no key shows in `ps` or lies on a disk.
 kubectl create secret generic "$secret" --namespace "$namespace" \
   --from-file=gateway-keys=<(printf '%s\n' "$client") \
-  --from-file=api-keys=<(printf '%s\n' "$client" "$gateway") \
+  --from-file=api-keys=<(printf '%s\n' "$gateway" "$client") \
   --from-file=endpoint-key=<(printf %s "$gateway") \
   --from-file=admin-keys=<(new_key)

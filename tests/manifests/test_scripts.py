@@ -26,7 +26,11 @@ RECORDER = """#!/bin/sh
 line="${0##*/} $*"
 printf '%s\\n' "$line" >>"$RECORD"
 for word in "$@"; do
-  case $word in /*) [ ! -f "$word" ] && [ ! -p "$word" ] || cat "$word" >>"$RECORD.files" ;; esac
+  case $word in
+    /* | --from-file=*)
+      file=${word##*=}
+      if [ -f "$file" ] || [ -p "$file" ]; then { cat "$file"; echo; } >>"$RECORD.files"; fi ;;
+  esac
 done
 while IFS='|' read -r part code says; do
   case $line in *"$part"*) [ -z "$says" ] || printf '%b\\n' "$says"; exit "$code" ;; esac
@@ -196,6 +200,10 @@ def test_keys_are_made_once_and_show_nowhere(machine: Machine) -> None:
         *("gateway-keys", "api-keys", "endpoint-key", "admin-keys")
     ]
     assert "sk-" not in created + done.stdout
+    client, *at_engines, endpoint, admin = machine.files.split()
+    # text-generation-webui itself takes the first alone.
+    assert at_engines == [endpoint, client]
+    assert len({client, endpoint, admin}) == 3
     assert all(line.startswith("kubectl get") for line in nothing)
     assert "nothing changed" in again.stdout
 
