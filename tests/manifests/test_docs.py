@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from tests.helpers.manifests.drain import seconds
 from tests.helpers.manifests.pods import pods
 from tests.helpers.manifests.promises import environment
-from tests.helpers.manifests.rendering import ROOT, Object, kustomizations, of_kind
+from tests.helpers.manifests.rendering import K8S, ROOT, Object, kustomizations, of_kind
 
 PAGES = [ROOT / "docs/kubernetes.md", ROOT / "docs/operations.md"]
 
@@ -77,6 +78,20 @@ def test_every_path_that_is_named_exists() -> None:
             other = page.parent / (target or page.name)
             assert other.exists(), f"{page.name}: {target}"
             assert not heading or heading in _headings(other.read_text()), f"{page.name}: {heading}"
+
+
+def test_what_a_canary_is_watched_on_is_shown_by_version() -> None:
+    """The panels that docs/kubernetes.md names have a line for each version."""
+    dashboard = json.loads((K8S / "components/monitoring/dashboard.json").read_text())
+    panels = {panel["title"]: panel for panel in dashboard["panels"]}
+    (canary,) = re.findall(r"\*\*Canary:\*\*.+?\n\n", PAGES[0].read_text(), re.DOTALL)
+    named = [title.replace("\n", " ") for title in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", canary)]
+
+    assert len(named) == 3
+    for title in named:
+        for target in panels[title]["targets"]:
+            assert "group_left (version)" in target["expr"], title
+            assert "{{version}}" in target["legendFormat"], title
 
 
 def test_every_component_and_overlay_is_explained() -> None:
