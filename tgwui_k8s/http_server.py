@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgwui_k8s.api.app import create_app
 from tgwui_k8s.api.state import ServerState
+from tgwui_k8s.limited_protocol import LimitedProtocol
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that they close them and not we."""
@@ -30,7 +31,7 @@ def make_server(state: ServerState, *, farewell_seconds: float) -> uvicorn.Serve
     return Server(
         uvicorn.Config(
             CloseWhileDraining(create_app(state), state),
-            http="httptools",
+            http=LimitedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -19,6 +19,7 @@ import msgspec
 import uvicorn
 
 from tgwui_k8s.config import ObservabilitySettings
+from tgwui_k8s.limited_protocol import LimitedProtocol
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.ui.heartbeat import beat
 from tgwui_k8s.ui.page_settings import PageSettings
@@ -69,7 +70,7 @@ def _make_server(settings: PageSettings) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             create_page(settings),
-            http="httptools",
+            http=LimitedProtocol,
             ws="none",
             lifespan="on",
             log_config=None,

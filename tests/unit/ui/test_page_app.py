@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ async def test_every_parameter_has_its_place(page: httpx.AsyncClient) -> None:
     for one in parameters():
         assert props[f"tgwui-parameter-{one.name}"]["info"]
     assert ["Ours", "Ours"] in props["tgwui-preset"]["choices"]
+
+
+def test_a_large_head_is_refused_before_the_login() -> None:
+    """Whoever can reach the page's port can send one."""
+    with page_over("http://127.0.0.1:9") as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=60) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n" + b"x-a: b\r\n" * 9_000)
+            assert client.recv(100).startswith(b"HTTP/1.1 431")
 
 
 def test_no_path_of_the_page_is_below_the_apis_prefix() -> None:
