@@ -129,7 +129,8 @@ class LlamaCppLoader:
             )
             num_lanes = _num_lanes(request, keeps_prefixes=model.keeps_prefixes)
             context = _make_context(model, request, options, layout, num_lanes)
-            info = _describe(request, weights, model, shape, max_model_len, use_gpu)
+            numerics = _numerics(request, options, shape, layout)
+            info = _describe(numerics, weights, model, shape, max_model_len, use_gpu)
         except BaseException:
             model.close()
             raise
@@ -213,8 +214,23 @@ def _make_context(
     )
 
 
+def _numerics(
+    request: LoadRequest, options: LlamaCppOptions, shape: GGUFShape, layout: KVLayout
+) -> tuple[str, ...]:
+    """What decides the logits beside the file."""
+    from llama_cpp import __version__
+
+    num_cells = layout.groups[0].num_blocks * BLOCK_SIZE
+    is_long = shape.takes_long_factors(options, num_cells)
+    return (
+        f"llama.cpp {__version__}",
+        str(sorted(request.options.items())),
+        *(("long RoPE factors",) if is_long else ()),
+    )
+
+
 def _describe(
-    request: LoadRequest,
+    numerics: tuple[str, ...],
     weights: WeightFiles,
     model: LlamaModel,
     shape: GGUFShape,
@@ -226,7 +242,6 @@ def _describe(
     # Guesses that prove wrong must be taken back, which needs memory that can be cut.
     lacking = () if model.keeps_prefixes else ("prompt_lookup_num_tokens",)
     template = shape.metadata.get("tokenizer.chat_template")
-    numerics = (f"llama.cpp {__version__}", str(sorted(request.options.items())))
     return ModelInfo(
         loader=LlamaCppLoader.name,
         architecture=shape.architecture,

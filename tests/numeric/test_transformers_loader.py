@@ -259,6 +259,30 @@ def test_scaled_rope_is_transformers_own_up_to_the_trained_length(
         assert_close(PagedDriver(long.runner).prefill(tokens)[1], long.expected(tokens))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "rope", "fields", "plain", "stretched"),
+    [
+        ("llama", ROPE, {}, (64, 256), (300, 1024)),
+        ("gemma3_text", BY_LAYER_TYPE, {}, (64, 256), (300, 1024)),
+        ("phi3", LONGROPE, {"original_max_position_embeddings": 64}, (40, 64), (256,)),
+        ("llama", {**ROPE, "rope_type": "linear"}, {}, (64, 256, 1024), ()),
+    ],
+)
+def test_the_fingerprint_names_the_length_that_rope_is_stretched_to(
+    tmp_path: Path,
+    architecture: str,
+    rope: dict[str, Any],
+    fields: dict[str, Any],
+    plain: tuple[int, ...],
+    stretched: tuple[int, ...],
+) -> None:
+    """Beyond the trained length other frequencies are frozen, and the text is another."""
+    folder = make_checkpoint(tmp_path, architecture, rope_parameters=rope, **fields)
+    names = {n: load_runner(folder, max_model_len=n).info.fingerprint for n in plain + stretched}
+    assert len({names[length] for length in plain}) == 1
+    assert len(set(names.values())) == 1 + len(stretched)
+
+
 def test_closing_gives_the_memory_back(llama: Path) -> None:
     """The model is not reachable any more."""
     runner = load_runner(llama)

@@ -121,13 +121,13 @@ def load_runner(
             quantization=_quantization(plan),
         )
     progress(LoadProgress("loading", total, total))
-    freeze_rope(model, plan.max_model_len)
+    stretches_rope = freeze_rope(model, plan.max_model_len)
     if plan.device.type == "cuda":
         fuse_norms(model)
     kv, layout = _make_kv_cache(model, plan, request)
     # On a CPU the host's own sampler is faster than torch's operators.
     sampler = None if plan.device.type == "cpu" else TorchSampler()
-    info = _describe(model, plan, request)
+    info = _describe(model, plan, request, stretches_rope=stretches_rope)
     return TransformersRunner(model, kv, layout, info, sampler, graph_sizes=plan.graph_sizes)
 
 
@@ -297,7 +297,9 @@ def _intermediate_size(config: PreTrainedConfig) -> int:
 # --------------------------------------------------------------------------------------- facts
 
 
-def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> ModelInfo:
+def _describe(
+    model: PreTrainedModel, plan: _Plan, request: LoadRequest, *, stretches_rope: bool
+) -> ModelInfo:
     parameters = list(model.parameters())
     quantized = quantized_layers(model)
     dtype = str(plan.dtype).removeprefix("torch.")
@@ -308,6 +310,7 @@ def _describe(model: PreTrainedModel, plan: _Plan, request: LoadRequest) -> Mode
         dtype,
         *((quantization,) if quantization else ()),
         *((f"on {plan.ranks.size} ranks",) if plan.ranks.size > 1 else ()),
+        *((f"RoPE for {plan.max_model_len} tokens",) if stretches_rope else ()),
         _hardware(plan.device),
     )
     return ModelInfo(

@@ -84,33 +84,41 @@ def build_model(
     return model.requires_grad_(False).eval()
 
 
-def freeze_rope(model: PreTrainedModel, max_model_len: int) -> None:
+def freeze_rope(model: PreTrainedModel, max_model_len: int) -> bool:
     """Fix RoPE frequencies that would follow the longest sequence of a batch.
+
+    True where `max_model_len` makes them others than they are up to the trained length.
 
     Dynamic and LongRoPE recompute them from the largest position they see: one long request would
     change all others, and keys in the cache would not fit new queries. They are fixed here for
     `max_model_len`; up to the trained length that is what Transformers computes too.
     """
+    changed = False
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, str) and _is_dynamic(kinds):
-            _call_rope(module, max_model_len)
+            changed |= _changes_rope(module, max_model_len)
             module.rope_type = "default"
         elif isinstance(kinds, dict):
             for layer_type, kind in kinds.items():
                 if _is_dynamic(kind):
-                    _call_rope(module, max_model_len, layer_type=layer_type)
+                    changed |= _changes_rope(module, max_model_len, layer_type=layer_type)
                     kinds[layer_type] = "default"
+    return changed
 
 
 def _is_dynamic(kind: str) -> bool:
     return "dynamic" in kind or kind == "longrope"
 
 
-def _call_rope(module: torch.nn.Module, max_model_len: int, **kwargs: Any) -> None:
+def _changes_rope(module: torch.nn.Module, max_model_len: int, **kwargs: Any) -> bool:
+    """Let the module see the last position; True if that changes its frequencies."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.buffers()).device
     positions = torch.tensor([[max_model_len - 1]], device=device)
     module(torch.zeros(1, device=device), positions, **kwargs)
+    after = dict(module.named_buffers())
+    return any(not torch.equal(buffer, after[name]) for name, buffer in before.items())
 
 
 def _quieten() -> None:

@@ -60,6 +60,21 @@ class GGUFShape:
         factor = 1.0 / (options.freq_scale or 1.0)
         return choose_max_model_len(trained, [{"rope_type": "linear", "factor": factor}], requested)
 
+    def longrope_context(self, options: LlamaCppOptions) -> int | None:
+        """The context that LongRoPE was trained for; None where the model has another RoPE.
+
+        Such a model chooses between two sets of factors by the size of the whole cache.
+        """
+        if self.metadata.get(f"{self.architecture}.rope.scaling.type") not in (None, "longrope"):
+            return None
+        original = self.number("rope.scaling.original_context_length")
+        return (options.yarn_orig_ctx or original) if original else None
+
+    def takes_long_factors(self, options: LlamaCppOptions, num_cells: int) -> bool:
+        """Whether a cache of so many tokens makes it choose those for long texts."""
+        original = self.longrope_context(options)
+        return original is not None and num_cells > original
+
 
 def plan_layout(
     request: LoadRequest,
@@ -94,9 +109,8 @@ def plan_layout(
     num_blocks = layout.groups[0].num_blocks
     if is_capped:
         num_blocks = min(num_blocks, -(-max(max_model_len, DEFAULT_CELLS) // BLOCK_SIZE))
-    # Models with LongRoPE choose their factors by the size of the whole cache.
-    original = shape.number("rope.scaling.original_context_length")
-    if original and max_model_len <= original:
+    original = shape.longrope_context(options)
+    if original is not None and max_model_len <= original:
         num_blocks = min(num_blocks, original // BLOCK_SIZE)
     return KVLayout(
         block_size=BLOCK_SIZE,
