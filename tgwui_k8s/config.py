@@ -274,7 +274,8 @@ class ServerSettings:
     )
     max_request_seconds: float = setting(
         600.0,
-        "Longest time one request may take, queueing included; then 504.",
+        "Longest time one request may take, queueing included; then 504. A client that has not "
+        "taken its answer 10 s later is cut off.",
         bounds=(0.1, None),
     )
     max_body_bytes: ByteSize = setting(

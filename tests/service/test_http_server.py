@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import uvicorn
 from tests.helpers.api_server import make_backend, make_state
 from tests.helpers.fake_backend import FakeBackend
 from tgwui_k8s import limited_protocol
+from tgwui_k8s.api import sse
 from tgwui_k8s.api.state import ServerState
 from tgwui_k8s.http_server import make_server
 from tgwui_k8s.listener import bind
@@ -90,4 +92,27 @@ async def test_a_body_that_does_not_come_holds_up_no_drain(
         assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 408")
         await asyncio.wait_for(until_idle(served.state), 20)
         writer.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_stream_that_is_not_read_ends_soon_after_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last words cannot be said: whoever takes nothing is cut off, and holds up no drain."""
+    monkeypatch.setattr(sse, "_UNTAKEN_SECONDS", 0.2)
+    backend = make_backend(hold_step=0)
+    body = b'{"prompt": "a", "n": 16, "max_tokens": 190, "stream": true, "timeout_s": 1}'
+    async with engine(backend) as served:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", served.port))
+            client.sendall(HEAD % len(body) + body)
+            while not backend.running:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.001)
+            (protocol,) = served.server.server_state.connections
+            transport = protocol.transport  # type: ignore[union-attr]
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            backend.released.set()
+            await asyncio.wait_for(until_idle(served.state), 20)
+            assert not served.server.server_state.connections
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

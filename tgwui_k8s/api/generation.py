@@ -71,6 +71,11 @@ class Generation:
         self._transcript = Transcript(plan) if logs_prompts else None
 
     @property
+    def remaining_seconds(self) -> float:
+        """Until the deadline."""
+        return self.plan.timeout_seconds - (time.monotonic() - self.plan.arrival)
+
+    @property
     def usage(self) -> Usage:
         """Tokens of all prompts and choices so far, resumed ones included."""
         num_prompt_tokens = sum(len(prompt.request.prompt_token_ids) for prompt in self._prompts)
@@ -105,8 +110,7 @@ class Generation:
     async def __aenter__(self) -> Generation:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run(prompt)) for prompt in self._prompts]
-        elapsed = time.monotonic() - self.plan.arrival
-        self._deadline = loop.call_later(self.plan.timeout_seconds - elapsed, self._expire)
+        self._deadline = loop.call_later(self.remaining_seconds, self._expire)
         self._state.stop_generation[self.plan.response_id] = self.stop
         return self
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from tgwui_k8s.api.choice import ChoiceChunk
 from tgwui_k8s.api.errors import error_body, remember_error
 from tgwui_k8s.api.generation import Generation
 from tgwui_k8s.errors import RequestError
+from tgwui_k8s.limited_protocol import CUT
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -32,6 +34,9 @@ _JSON = (b"content-type", b"application/json")
 _UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 logger = logging.getLogger(__name__)
+
+_UNTAKEN_SECONDS = 10.0
+"""So long after its deadline a client may take what is left of its answer."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -152,11 +157,13 @@ class GenerationResponse(Response):
         self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or stop as soon as the client is gone."""
+        """Answer, or stop as soon as the client is gone, or has long been due to have it all."""
         if self._keep_alive_seconds is None:
-            await unless_gone(receive, self._send_whole(send))
+            answer = self._send_whole(send)
         else:
-            await unless_gone(receive, self._send_events(scope, send, self._keep_alive_seconds))
+            answer = self._send_events(scope, send, self._keep_alive_seconds)
+        with _cut_off_after(self._generation.remaining_seconds + _UNTAKEN_SECONDS, scope):
+            await unless_gone(receive, answer)
 
     async def _send_whole(self, send: Send) -> None:
         choices: dict[int, ChoiceChunk] = {}
@@ -244,6 +251,20 @@ async def send_json(send: Send, body: bytes) -> None:
     headers = [_JSON, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def _cut_off_after(seconds: float, scope: Scope) -> Iterator[None]:
+    """End the connection where the block takes longer: whoever reads nothing stops the writer."""
+    extension = scope.get("extensions", {}).get(CUT)
+    if extension is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, extension["cut"])
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
