@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Build images and push them to ECR, or to another registry.
 #
-#   docker/build-and-push.sh                      all of them: cpu cuda neuron gateway
+#   docker/build-and-push.sh                      all of ours: cpu cuda neuron gateway
 #   docker/build-and-push.sh cuda gateway         some
+#   docker/build-and-push.sh upstream             text-generation-webui itself, for k8s/overlays/upstream
 #   docker/build-and-push.sh --dry-run cpu        only say what would be done
 #   docker/build-and-push.sh --registry registry.example.com/team cpu
 #
@@ -66,7 +67,7 @@ parse() {
       --no-push) push=false ;;
       --dry-run) dry=true ;;
       -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;;
-      cpu | cuda | neuron | gateway) targets+=("$1") ;;
+      cpu | cuda | neuron | gateway | upstream) targets+=("$1") ;;
       *) fail "unknown argument '$1'; see --help" ;;
     esac
     shift

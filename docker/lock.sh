@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pin what an image installs, with hashes, in docker/locks/. Needs uv (pip install uv).
 #
-#   docker/lock.sh                        every lock that is in the repository
+#   docker/lock.sh                        every lock that is in docker/locks
 #   docker/lock.sh cpu s3,ui              the CPU image as it is by default: no torch
 #   docker/lock.sh cuda12 transformers    CUDA 12.8: the last torch that PyPI has for it
 #   TORCH_INDEX=... docker/lock.sh cpu transformers,s3,ui
@@ -22,13 +22,15 @@ main() {
     lock "$1" "${2:-}"
     return
   fi
-  lock build
-  lock gateway
-  lock cpu
-  lock cpu s3,ui
-  lock cuda12 transformers,s3,ui
-  lock cuda13 transformers,s3,ui
-  lock neuron s3,ui
+  local path target extras
+  for path in docker/locks/*.txt; do
+    # Each says how it was made.
+    read -r target extras < <(sed -n 's|^#    docker/lock.sh ||p' "$path")
+    case $target-$extras-$TORCH_INDEX in
+      cpu-*transformers*-) echo "$path stays: it needs TORCH_INDEX" >&2 ;;
+      *) lock "$target" "$extras" ;;
+    esac
+  done
 }
 
 # lock TARGET [EXTRAS]

@@ -115,6 +115,16 @@ def test_a_second_run_makes_no_repository(make: Any) -> None:
     assert len(result.stdout.splitlines()) == 4
 
 
+def test_every_image_can_be_named(make: Any) -> None:
+    """One for each Dockerfile, text-generation-webui's too, which overlays/upstream runs."""
+    targets = [path.suffix[1:] for path in sorted(Path("docker").glob("Dockerfile.*"))]
+    result = make("podman").run("--registry", "host/team", *targets)
+
+    assert result.returncode == 0, result.stderr
+    assert "upstream" in targets
+    assert len(result.stdout.splitlines()) == len(targets)
+
+
 def test_a_version_that_is_there_stays_where_tags_are_immutable(make: Any) -> None:
     """The revision's image goes up; the refusal is explained and no failure."""
     machine = make("aws", "podman")

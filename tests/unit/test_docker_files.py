@@ -75,6 +75,24 @@ def test_locks_hold_what_the_package_asks_for(path: Path) -> None:
         assert requirement.specifier.contains(versions[requirement.name.lower()]), requirement
 
 
+@pytest.mark.parametrize("index", ["https://wheels.example.com/cpu", ""])
+def test_all_locks_are_made_again_at_once(index: str, tmp_path: Path) -> None:
+    """By a uv that only says what it was to write; torch for CPUs needs its own index."""
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$*" >>"$CALLS"\n')
+    uv.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls")}
+    done = subprocess.run(
+        ["docker/lock.sh"], env={**variables, "TORCH_INDEX": index}, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    made = re.findall(r"--output-file docker/locks/(\S+)", (tmp_path / "calls").read_text())
+    left = [] if index else ["cpu-transformers-s3-ui.txt"]
+    assert sorted([*made, *left]) == sorted(path.name for path in (DOCKER / "locks").iterdir())
+    assert all(name in done.stderr for name in left)
+
+
 @pytest.mark.parametrize("path", OURS, ids=str)
 def test_there_is_a_lock_for_what_is_built_by_default(path: Path) -> None:
     """Nobody has to resolve anything to build an image."""
