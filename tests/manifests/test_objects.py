@@ -17,6 +17,7 @@ from tests.helpers.manifests.hardening import (
     wide_roles,
     wrong_tolerations,
 )
+from tests.helpers.manifests.pods import pods
 from tests.helpers.manifests.promises import unpinned_images, wrong_probe_paths, wrong_settings
 from tests.helpers.manifests.references import (
     competing_autoscalers,
@@ -148,6 +149,21 @@ def test_components_go_together(tmp_path: Path) -> None:
     for check in (competing_autoscalers, drain_problems, missing_objects, unmatched_selectors):
         assert check(objects) == []
     assert wrong_ports(objects) == []
+
+
+def test_gated_models_can_be_pulled(renders: Renders) -> None:
+    """Whoever pulls one gets the token of Hugging Face, where somebody has made its Secret."""
+    pulling = {
+        pod.owner: {one["name"]: one for one in container["env"]}
+        for objects in renders.values()
+        for pod in pods(objects)
+        for container in pod.containers
+        if container.get("args", [])[:2] == ["models", "pull"]
+    }
+
+    assert set(pulling) == {"Job models-pull", "WorkflowTemplate serve-model"}
+    for owner, variables in pulling.items():
+        assert variables["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True, owner
 
 
 def test_two_pickers_can_be_rolled_out(renders: Renders) -> None:
