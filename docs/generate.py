@@ -8,6 +8,7 @@ Each page is one function without arguments; nothing in these pages is written b
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def settings_page() -> str:
     ]
     for section, section_type in SECTIONS.items():
         fields = [field for field in setting_fields().values() if field.section == section]
-        parts.append(f"\n## {section.replace('_', '.').capitalize()}\n\n{section_type.__doc__}\n\n")
+        title = section.replace("_", ".").capitalize()
+        parts.append(f"\n## {title}\n\n{inspect.getdoc(section_type)}\n\n")
         parts.append(table(("flag", "variable", "default", "meaning"), map(_setting_row, fields)))
     return "".join(parts)
 
