@@ -13,7 +13,7 @@ for them (`prompt_lookup`). A guess never makes anybody wait or give blocks back
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from tgwui_k8s.contract import MAX_SCORED_ROWS, Batch, KVLayout, ScheduledSequence
@@ -93,36 +93,27 @@ class Scheduler:
         self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         self.max_num_seqs = max_num_seqs
         self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        """In the order in which they will start; preempted ones among them."""
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
-        self._waiting: list[tuple[tuple[int, int, int], Sequence]] = []
         self._free_rows = list(range(max_num_seqs))
         self._last_was_prefill = False
 
     # --------------------------------------------------------------------------- life of a sequence
 
     @property
-    def num_waiting(self) -> int:
-        """Sequences in the queue, preempted ones included."""
-        return sum(1 for _ in self.waiting)
-
-    @property
-    def waiting(self) -> Iterator[Sequence]:
-        """Sequences in the queue, in no particular order."""
-        return (seq for _, seq in self._waiting if seq.status is Status.WAITING)
-
-    @property
     def has_work(self) -> bool:
         """True when a step would have something to compute, now or once blocks are free."""
-        return bool(self.running) or any(True for _ in self.waiting)
+        return bool(self.running or self.waiting)
 
     def enqueue(self, sequence: Sequence) -> None:
         """Put a sequence into the waiting queue."""
         sequence.status = Status.WAITING
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        insort(self.waiting, sequence, key=_order)
 
     def can_ever_run(self, sequence: Sequence, num_tokens: int) -> bool:
         """True if the sequence could be computed alone, up to `num_tokens` more tokens."""
@@ -136,6 +127,8 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self._release(sequence)
+        elif sequence.status is Status.WAITING:
+            del self.waiting[bisect_left(self.waiting, sequence.order, key=_order)]
         sequence.status = Status.FINISHED
 
     def advance(self, sequence: Sequence, parts: list[ScheduledLane]) -> None:
@@ -197,7 +190,7 @@ class Scheduler:
         """Without mixed batches, prefills and decodes take turns while there are both."""
         if self.layout.mixed_batches or self._last_was_prefill:
             return True
-        prompts_wait = len(decodes) < len(self.running) or any(True for _ in self.waiting)
+        prompts_wait = len(decodes) < len(self.running) or bool(self.waiting)
         return not prompts_wait
 
     def _schedule_running(self, schedule: Schedule, sequences: list[Sequence]) -> None:
@@ -269,7 +262,7 @@ class Scheduler:
         """Give every part its blocks, preempting whoever goes last; False if that is us."""
         for part in parts:
             while not self.kv_cache.extend(part.lane, part.lane.num_computed + part.num_tokens):
-                victim = max(self.running, key=lambda running: running.order)
+                victim = max(self.running, key=_order)
                 schedule.remove(victim)
                 self.preempt(victim)
                 if victim is sequence:
@@ -278,14 +271,8 @@ class Scheduler:
 
     def _admit(self, schedule: Schedule) -> None:
         """Start waiting sequences in order while budget, rows and blocks last."""
-        while self._waiting:
-            sequence = self._waiting[0][1]
-            if sequence.status is not Status.WAITING:
-                heapq.heappop(self._waiting)
-                continue
-            if not self._start(schedule, sequence):
-                return
-            heapq.heappop(self._waiting)
+        while self.waiting and self._start(schedule, self.waiting[0]):
+            self.waiting.pop(0)
 
     def _start(self, schedule: Schedule, sequence: Sequence) -> bool:
         budget = self.max_num_batched_tokens - schedule.batch.num_tokens
@@ -360,6 +347,10 @@ class Scheduler:
             self.kv_cache.release(lane)
             heapq.heappush(self._free_rows, lane.row)
             lane.row = -1
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
 
 
 def _num_scored_rows(parts: list[ScheduledLane]) -> int:

@@ -168,6 +168,20 @@ def test_abort_frees_everything_in_any_state(num_steps):
     assert core.stats.num_requests_running == core.stats.num_requests_waiting == 0
 
 
+def test_requests_that_leave_behind_better_priorities_leave_the_queue():
+    """Nobody ever reaches them there, and they would pile up for as long as others come first."""
+    core = make_core(ToyRunner(), max_num_seqs=1)
+    for name in ("runs", "waits"):
+        core.add_request(make_request(name, [1], greedy(3)))
+    core.step()
+    for number in range(100):
+        core.add_request(make_request(str(number), [1], greedy(3), priority=5, num_choices=2))
+        core.abort(str(number), 0)
+        core.abort(str(number))
+    assert len(core.scheduler.waiting) == 1
+    assert set(run_to_end(core)) == {("runs", 0), ("waits", 0)}
+
+
 def test_a_full_queue_refuses():
     """The queue is bounded; what runs does not count."""
     core = make_core(ToyRunner(), max_num_seqs=1, max_waiting_requests=1)
