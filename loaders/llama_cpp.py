@@ -22,7 +22,6 @@ from tgwui_k8s.contract import (
     ModelInfo,
     ProgressCallback,
     Sampler,
-    ScheduledSequence,
 )
 from tgwui_k8s.errors import LoaderUnavailableError, UnsupportedModelError
 from tgwui_k8s.runtime.limits import cpu_quota
@@ -31,6 +30,7 @@ from tgwui_k8s.runtime.llama_cpp.options import OPTIONS, LlamaCppOptions, parse_
 from tgwui_k8s.runtime.llama_cpp.plan import BLOCK_SIZE, GGUFShape, batch_size, plan_layout
 from tgwui_k8s.runtime.llama_cpp.threads import wait_briefly
 from tgwui_k8s.runtime.prefetching import reading_ahead
+from tgwui_k8s.runtime.warm_up import compute_a_little
 from tgwui_k8s.storage.gguf_files import parts_of, pick_gguf
 from tgwui_k8s.storage.gguf_header import file_type_name
 from tgwui_k8s.storage.gguf_metadata import read_metadata
@@ -83,12 +83,8 @@ class LlamaCppRunner:
         )
 
     def warm_up(self) -> None:
-        """A short prompt and one token: touches every weight once."""
-        for start, token_ids in ((0, [0, 0]), (2, [0])):
-            part = ScheduledSequence(
-                row=0, start=start, token_ids=token_ids, block_tables=([0],), num_logits=1
-            )
-            self.execute(Batch([part], len(token_ids)))
+        """A short prompt and one token."""
+        compute_a_little(self)
 
     def close(self) -> None:
         """Free weights and KV cache."""

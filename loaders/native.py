@@ -24,7 +24,6 @@ from tgwui_k8s.contract import (
     ModelInfo,
     ProgressCallback,
     Sampler,
-    ScheduledSequence,
     default_token_budget,
 )
 from tgwui_k8s.errors import UnsupportedModelError
@@ -52,6 +51,7 @@ from tgwui_k8s.runtime.prefetching import reading_ahead
 from tgwui_k8s.runtime.quantized.formats import packed_format
 from tgwui_k8s.runtime.rope import rope_parameters, rope_tables
 from tgwui_k8s.runtime.tensor_reader import TensorReader
+from tgwui_k8s.runtime.warm_up import compute_a_little
 from tgwui_k8s.storage.identity import eos_token_ids, fingerprint
 from tgwui_k8s.storage.model_files import ModelFiles
 from tgwui_k8s.storage.weights import WeightFiles, find_weights
@@ -71,13 +71,8 @@ class NativeRunner:
         return self._decoder.step(batch)
 
     def warm_up(self) -> None:
-        """A short prompt and one token: touches every weight once."""
-        tables = tuple([0] for _ in self.layout.groups)
-        for start, token_ids in ((0, [0, 0]), (2, [0])):
-            part = ScheduledSequence(
-                row=0, start=start, token_ids=token_ids, block_tables=tables, num_logits=1
-            )
-            self.execute(Batch([part], len(token_ids)))
+        """A short prompt and one token."""
+        compute_a_little(self)
 
     def close(self) -> None:
         """Free weights and KV cache."""

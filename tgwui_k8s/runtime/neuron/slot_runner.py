@@ -23,6 +23,7 @@ from tgwui_k8s.contract import (
     ScheduledSequence,
 )
 from tgwui_k8s.errors import IntegrityError
+from tgwui_k8s.runtime.warm_up import compute_a_little
 
 Logits = npt.NDArray[np.float32]
 
@@ -78,11 +79,7 @@ class SlotRunner:
 
     def warm_up(self) -> None:
         """A short prompt and one token."""
-        for start, token_ids in ((0, [0, 0]), (2, [0])):
-            part = ScheduledSequence(
-                row=0, start=start, token_ids=token_ids, block_tables=([0],), num_logits=1
-            )
-            self.execute(Batch([part], len(token_ids)))
+        compute_a_little(self)
 
     def close(self) -> None:
         """Forget the model; the cores are free when this process has exited."""
