@@ -34,8 +34,11 @@ ADD_ONS = {
 }
 """What changes another component."""
 
-SENSELESS = {("overlays/upstream", "components/kserve")}
-"""KServe's runtime is our engine, not text-generation-webui itself."""
+SENSELESS = {
+    ("overlays/upstream", "components/kserve"),
+    ("overlays/neuron", "components/gpu-pod"),
+}
+"""KServe's runtime is our engine, not text-generation-webui itself; no machine has both devices."""
 
 NEED_THE_PLATFORM = ("models/", "examples/argo-workflows")
 """Applied after an overlay, which makes their namespace and claim."""

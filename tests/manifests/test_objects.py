@@ -51,7 +51,8 @@ def test_there_is_what_the_documentation_promises(renders: Renders) -> None:
     assert set(kustomizations("components")) == {
         f"components/{name}"
         for name in (
-            *("gateway", "gateway-api-inference", "gateway-redis", "hpa-requests", "hpa-waiting"),
+            *("gateway", "gateway-api-inference", "gateway-redis", "gpu-pod"),
+            *("hpa-requests", "hpa-waiting"),
             *("istio", "karpenter", "keda", "kong", "kserve", "logging", "monitoring", "priority"),
             "without-efs",
         )
