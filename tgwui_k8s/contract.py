@@ -109,9 +109,7 @@ class KVLayout:
     chunked_prefill: bool = True
     """False: a prompt is computed whole, in one step."""
     mixed_batches: bool = True
-    """False: a step holds prefills or decodes, never both."""
-    lockstep_decode: bool = False
-    """True: a decode step must hold every sequence that has computed its prompt."""
+    """False: a step holds prefills or decodes, never both; one of decodes holds them all."""
 
 
 # ------------------------------------------------------------------------------- one step

@@ -217,11 +217,9 @@ def test_progress_counts_up_to_its_total(loading: Loading) -> None:
 
 
 def test_layout_says_what_it_is(runner: ModelRunner, case: tuple[str, Case]) -> None:
-    """Slots are not cut, not shared, and move in step; blocks are all of that."""
+    """Slots are not cut, not shared, and not mixed; blocks are all of that."""
     layout, is_blocks = runner.layout, not case[1].slots
-
     assert layout.chunked_prefill is layout.prefix_caching is layout.mixed_batches is is_blocks
-    assert layout.lockstep_decode is not is_blocks
 
 
 def test_layout_holds_the_longest_sequence(runner: ModelRunner) -> None:

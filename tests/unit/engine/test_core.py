@@ -389,7 +389,6 @@ def test_a_runner_with_rows_gets_whole_prompts_and_full_decodes():
         prefix_caching=False,
         chunked_prefill=False,
         mixed_batches=False,
-        lockstep_decode=True,
     )
     core = make_core(runner, max_num_seqs=4, max_num_batched_tokens=16)
     prompts = {name: [ord(name)] * (5 + 9 * index) for index, name in enumerate("abcdef")}

@@ -2,8 +2,8 @@
 
 Prompts are computed one by one, each with the smallest context graph that holds it; a decode step
 is one call for all. The library writes token 0 at position 0 of every slot that is left out of a
-decode, so a sequence that misses one is lost. The scheduler keeps all in step (`lockstep_decode`);
-this runner checks that it did.
+decode, so a sequence that misses one is lost. The scheduler puts all decodes into one step; this
+runner checks that it did.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class SlotRunner:
             prefix_caching=False,
             chunked_prefill=False,
             mixed_batches=False,
-            lockstep_decode=True,
         )
         self.sampler: Sampler | None = None
         self._model = model
