@@ -63,10 +63,6 @@ def _reasoning(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, ReasoningEvent))
 
 
-def _function(start: ToolCallStart, events: list[Event]) -> FunctionCall:
-    return FunctionCall(start.name, _arguments(start.index, events))
-
-
 def _arguments(index: int, events: list[Event]) -> str:
     return "".join(
         event.delta

@@ -19,6 +19,7 @@ from tgwui_k8s.api.schemas.messages import (
     TextBlock,
     Texts,
     ThinkingBlock,
+    Tool,
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
@@ -62,7 +63,7 @@ def chat_request(request: PromptFields) -> ChatRequest:
             "top_p": request.top_p,
         }
     with naming_fields(FIELD_NAMES):
-        return make_body(_without_nulls(fields), ChatRequest)
+        return make_body(fields, ChatRequest)
 
 
 def _conversation(request: PromptFields) -> dict[str, Any]:
@@ -87,20 +88,7 @@ def _conversation(request: PromptFields) -> dict[str, Any]:
 
 def _constraints(request: PromptFields) -> dict[str, Any]:
     """Tools, reasoning and the shape of the answer."""
-    tools = [
-        {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.input_schema,
-            "strict": tool.strict,
-        }
-        for tool in request.tools or ()
-    ]
-    fields: dict[str, Any] = {}
-    if tools:
-        fields["tools"] = [
-            {"type": "function", "function": _without_nulls(function)} for function in tools
-        ]
+    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in request.tools or ()]}
     if request.tool_choice is not None:
         fields["tool_choice"] = _tool_choice(request.tool_choice)
         if request.tool_choice.disable_parallel_tool_use:
@@ -113,6 +101,16 @@ def _constraints(request: PromptFields) -> dict[str, Any]:
         schema = {"name": "answer", "schema": output.format.schema_, "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.input_schema,
+        "strict": tool.strict,
+    }
+    return {"type": "function", "function": function}
 
 
 def _tool_choice(choice: ToolChoice) -> Any:
@@ -187,7 +185,3 @@ def _joined(blocks: Iterable[Block]) -> str:
 
 def _text(texts: Texts) -> str:
     return texts if isinstance(texts, str) else _joined(texts)
-
-
-def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}

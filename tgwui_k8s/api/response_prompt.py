@@ -44,13 +44,13 @@ def chat_request(request: ResponseRequest) -> ChatRequest:
         "temperature": request.temperature,
         "top_p": request.top_p,
         "enable_thinking": _enable_thinking(request),
-        "tools": [_tool(tool) for tool in request.tools or ()] or None,
+        "tools": [_tool(tool) for tool in request.tools or ()],
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": request.parallel_tool_calls,
         "response_format": _response_format(request),
     }
     with naming_fields(FIELD_NAMES):
-        return make_body(_given(fields), ChatRequest)
+        return make_body(fields, ChatRequest)
 
 
 def _turns(request: ResponseRequest) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def _text(content: Content, path: str) -> str:
 
 
 def _tool(tool: Any) -> dict[str, Any]:
-    function = _given({name: getattr(tool, name) for name in _OF_TOOLS})
+    function = {name: getattr(tool, name) for name in _OF_TOOLS}
     return {"type": "function", "function": function}
 
 
@@ -138,7 +138,7 @@ def _response_format(request: ResponseRequest) -> dict[str, Any] | None:
         return None
     if wanted.type != "json_schema":
         return {"type": wanted.type}
-    schema = _given({name: getattr(wanted, name) for name in _OF_FORMATS})
+    schema = {name: getattr(wanted, name) for name in _OF_FORMATS}
     schema["schema"] = _required(wanted.schema_, "text.format.schema")
     return {"type": "json_schema", "json_schema": schema}
 
@@ -149,7 +149,3 @@ def _required(value: Any, path: str) -> Any:
             f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
         )
     return value
-
-
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}

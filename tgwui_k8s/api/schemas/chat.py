@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoured, refused
+from tgwui_k8s.api.schemas.fields import (
+    INT32_MAX,
+    TextOr,
+    WireModel,
+    accepted,
+    honoured,
+    refused,
+)
 from tgwui_k8s.api.schemas.generation import GenerationFields
 from tgwui_k8s.sampling import MAX_TOP_LOGPROBS
 
@@ -51,28 +58,15 @@ class ToolCall(WireModel):
     index: int | None = accepted("The place in the array says the same.")
 
 
-_TEXT = "a text"
-_PARTS = "an array of parts"
-
-
-def _shape(value: Any) -> str:
-    """Which of the two this is, so that errors point at the right place."""
-    return _PARTS if isinstance(value, list) else _TEXT
-
-
-Content = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[ContentPart], Tag(_PARTS)],
-    Discriminator(_shape),
-]
-
-
 class Message(WireModel):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = honoured(
         "Who speaks.", default=...
     )
-    content: Content | None = honoured("Text, or text parts; null only beside `tool_calls`.")
+    content: TextOr[ContentPart] | None = honoured(
+        "Text, or text parts; null only beside `tool_calls`."
+    )
     name: str | None = honoured("Handed to the chat template.")
     tool_calls: list[ToolCall] | None = honoured("Earlier tool calls, for the chat template.")
     tool_call_id: str | None = honoured("The call a tool message answers.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from tgwui_k8s.api.schemas.fields import INT32_MAX, TokenId, honoured, refused
+from tgwui_k8s.api.schemas.fields import INT32_MAX, TokenId, as_list, honoured, refused
 from tgwui_k8s.api.schemas.generation import GenerationFields
 from tgwui_k8s.sampling import MAX_TOP_LOGPROBS
 
@@ -23,10 +23,6 @@ _Texts = Annotated[list[str], _PROMPTS]
 _TokenIdLists = Annotated[list[TokenIds], _PROMPTS]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _shape(value: Any) -> str:
     """Which of the arrays this is, by its first item, so that errors point at the right place."""
     first = value[0] if isinstance(value, list) and value else None
@@ -40,7 +36,7 @@ Prompts = Annotated[
     | Annotated[TokenIds, Tag(_IDS)]
     | Annotated[_TokenIdLists, Tag(_LISTS_OF_IDS)],
     Discriminator(_shape),
-    BeforeValidator(_as_list, json_schema_input_type=str | _Texts | TokenIds | _TokenIdLists),
+    BeforeValidator(as_list, json_schema_input_type=str | _Texts | TokenIds | _TokenIdLists),
 ]
 
 

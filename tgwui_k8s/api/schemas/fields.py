@@ -14,9 +14,9 @@ The declaration is the only place: the OpenAPI document (`x-status`), `docs/api.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
@@ -26,6 +26,28 @@ INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+_TEXT = "a text"
+_ARRAY = "an array"
+
+Item = TypeVar("Item")
+
+
+def _shape(value: Any) -> str:
+    return _ARRAY if isinstance(value, list) else _TEXT
+
+
+Text = Annotated[str, Tag(_TEXT)]
+AN_ARRAY = Tag(_ARRAY)
+EITHER_SHAPE = Discriminator(_shape)
+"""Of a union of `Text` and `AN_ARRAY`: errors point at the right place in one of them."""
+TextOr = Annotated[Text | Annotated[list[Item], AN_ARRAY], EITHER_SHAPE]
+"""A text, or an array of such items."""
+
+
+def as_list(value: Any) -> Any:
+    """A text as the only one of a list; anything else as it is."""
+    return [value] if isinstance(value, str) else value
 
 
 def _stop_at_first_wrong_item(schema: Any) -> None:

@@ -11,6 +11,7 @@ from tgwui_k8s.api.schemas.fields import (
     TokenId,
     WireModel,
     accepted,
+    as_list,
     honoured,
     refused,
 )
@@ -22,14 +23,10 @@ MAX_STOP_TOKENS = 128
 MAX_STOP_LENGTH = 1000
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopStrings = Annotated[
     list[StopString],
-    BeforeValidator(_as_list, json_schema_input_type=StopString | list[StopString]),
+    BeforeValidator(as_list, json_schema_input_type=StopString | list[StopString]),
     Field(max_length=MAX_STOP_STRINGS),
 ]
 

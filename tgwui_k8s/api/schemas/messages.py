@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoured, refused
+from tgwui_k8s.api.schemas.fields import (
+    INT32_MAX,
+    TextOr,
+    WireModel,
+    accepted,
+    honoured,
+    refused,
+)
 from tgwui_k8s.api.schemas.generation import MAX_STOP_STRINGS, StopString
 
 _NO_CONTAINERS = "The server runs no code."
@@ -42,18 +49,7 @@ class ToolUseBlock(WireModel):
     toolset_name: Any = refused("There are no toolsets.")
 
 
-_TEXT = "a text"
-_BLOCKS = "an array of blocks"
-
-
-def _shape(value: Any) -> str:
-    """Which of the two this is, so that errors point at the right place."""
-    return _BLOCKS if isinstance(value, list) else _TEXT
-
-
-Texts = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[TextBlock], Tag(_BLOCKS)], Discriminator(_shape)
-]
+Texts = TextOr[TextBlock]
 
 
 class ToolResultBlock(WireModel):
@@ -70,16 +66,13 @@ class ToolResultBlock(WireModel):
 Block = Annotated[
     TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")
 ]
-Content = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[Block], Tag(_BLOCKS)], Discriminator(_shape)
-]
 
 
 class InputMessage(WireModel):
     """One turn of the conversation."""
 
     role: Literal["user", "assistant", "system"] = honoured("Who speaks.", default=...)
-    content: Content = honoured("Text, or blocks.", default=...)
+    content: TextOr[Block] = honoured("Text, or blocks.", default=...)
 
 
 class Tool(WireModel):

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from tgwui_k8s.api.schemas.fields import INT32_MAX, WireModel, accepted, honoured, refused
+from tgwui_k8s.api.schemas.fields import (
+    AN_ARRAY,
+    EITHER_SHAPE,
+    INT32_MAX,
+    Text,
+    TextOr,
+    WireModel,
+    accepted,
+    honoured,
+    refused,
+)
 
 _NO_PICTURES = "Only text parts are supported by the loaded model."
 _STATELESS = "Nothing is stored: send the whole conversation as `input`."
@@ -69,18 +79,7 @@ class InputPart(WireModel):
     logprobs: Any = accepted("A text of ours comes back as it was.")
 
 
-_TEXT = "a text"
-_LIST = "an array"
-
-
-def _shape(value: Any) -> str:
-    """Which of the two this is, so that errors point at the right place."""
-    return _LIST if isinstance(value, list) else _TEXT
-
-
-Content = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[InputPart], Tag(_LIST)], Discriminator(_shape)
-]
+Content = TextOr[InputPart]
 
 
 class InputItem(WireModel):
@@ -110,10 +109,7 @@ class InputItem(WireModel):
     encrypted_content: Any = refused("Reasoning comes unencrypted, in `content`.")
 
 
-Input = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[InputItem], Tag(_LIST), Field(min_length=1)],
-    Discriminator(_shape),
-]
+Input = Annotated[Text | Annotated[list[InputItem], AN_ARRAY, Field(min_length=1)], EITHER_SHAPE]
 
 
 class FunctionTool(WireModel):
