@@ -64,12 +64,7 @@ class BackendHost:
 
     def heartbeat(self) -> Heartbeat:
         """A sign of life; progress is what the backend counts as steps."""
-        return Heartbeat(
-            num_steps=self._backend.stats.num_steps,
-            has_work=bool(self._tasks),
-            step_seconds=0.0,
-            step_tokens=0,
-        )
+        return Heartbeat(self._backend.stats.num_steps, has_work=bool(self._tasks), step_tokens=0)
 
     def run(self, channel: EngineChannel) -> None:
         """Serve until `Shutdown`; then close the backend.

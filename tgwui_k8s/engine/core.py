@@ -63,8 +63,8 @@ class EngineCore:
         self._launcher = Launcher(runner, self.sampler)
         self._in_flight: LaunchedStep | None = None
         self.num_steps = 0
-        self.step_started: float | None = None
         self.step_tokens = 0
+        """Of the step under way; 0 between steps."""
         self._max_waiting_requests = settings.max_waiting_requests
         self._clock = clock
         self._grammar_desk = None if grammars is None else GrammarDesk(grammars)
@@ -159,7 +159,6 @@ class EngineCore:
         before, self._in_flight = self._in_flight, None
         if schedule.entries or before is not None:
             self.step_tokens = schedule.batch.num_tokens + (before.num_tokens if before else 0)
-            self.step_started = self._clock()
             if schedule.entries:
                 self._in_flight = self._launch(schedule, before)
             if before is not None:
@@ -167,7 +166,7 @@ class EngineCore:
             if self._in_flight is not None and self._in_flight.pending is None:
                 self._settle(self._in_flight)
                 self._in_flight = None
-            self.step_started = None
+            self.step_tokens = 0
         return self._answers.take()
 
     def _launch(self, schedule: Schedule, before: LaunchedStep | None) -> LaunchedStep:

@@ -7,7 +7,6 @@ of its texts has its vector. Why this is not the scheduler: docs/decisions/0028.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -62,7 +61,6 @@ class EmbeddingLoop:
         """Requests with texts that no batch has taken; the first is next."""
         self._num_steps = 0
         self._num_tokens = 0
-        self._step_started: float | None = None
         self._step_tokens = 0
 
     @property
@@ -78,13 +76,7 @@ class EmbeddingLoop:
 
     def heartbeat(self) -> Heartbeat:
         """Progress as seen from another thread."""
-        started = self._step_started
-        return Heartbeat(
-            num_steps=self._num_steps,
-            has_work=bool(self._requests),
-            step_seconds=0.0 if started is None else time.monotonic() - started,
-            step_tokens=0 if started is None else self._step_tokens,
-        )
+        return Heartbeat(self._num_steps, bool(self._requests), self._step_tokens)
 
     def run(self, channel: EngineChannel) -> None:
         """Serve until `Shutdown`; then free the model."""
@@ -124,11 +116,10 @@ class EmbeddingLoop:
             return []
         lists = [token_ids for _, token_ids in batch]
         self._step_tokens = sum(map(len, lists))
-        self._step_started = time.monotonic()
         vectors = self._embedder.embed(lists)
-        self._step_started = None
         self._num_steps += 1
         self._num_tokens += self._step_tokens
+        self._step_tokens = 0
         for (running, _), vector in zip(batch, vectors, strict=True):
             running.vectors.append(vector.tobytes())
         touched = dict.fromkeys(running.request.request_id for running, _ in batch)

@@ -146,13 +146,11 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """Sent every second by a thread of its own.
 
-    `step_seconds` is the age of the step under way (0 between steps), `step_tokens` its size:
-    together they tell a long prefill from a hang.
+    `step_tokens` is the size of the step under way, 0 between steps: a large one may take longer.
     """
 
     num_steps: int
     has_work: bool
-    step_seconds: float
     step_tokens: int
 
 

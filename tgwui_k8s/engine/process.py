@@ -235,13 +235,8 @@ class StepLoop:
 
     def heartbeat(self) -> Heartbeat:
         """Progress as seen from another thread; a torn reading mends with the next one."""
-        started = self._core.step_started
-        return Heartbeat(
-            num_steps=self._core.num_steps,
-            has_work=self._core.has_work,
-            step_seconds=0.0 if started is None else time.monotonic() - started,
-            step_tokens=0 if started is None else self._core.step_tokens,
-        )
+        core = self._core
+        return Heartbeat(core.num_steps, core.has_work, core.step_tokens)
 
     def run(self, channel: EngineChannel) -> None:
         """Serve until `Shutdown`; then free the model."""
@@ -301,7 +296,7 @@ class Pulse:
 
 
 def _resting() -> Heartbeat:
-    return Heartbeat(num_steps=0, has_work=False, step_seconds=0.0, step_tokens=0)
+    return Heartbeat(num_steps=0, has_work=False, step_tokens=0)
 
 
 if __name__ == "__main__":

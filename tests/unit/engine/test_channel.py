@@ -84,7 +84,7 @@ FROM_ENGINE: list[FromEngine] = [
     LoadFailed("BrokenModelError", "x is broken"),
     StepOutput([RequestDeltas("r1", [DELTA])], EngineStats(kv_cache_usage=0.5)),
     Rejected("r2", "full"),
-    Heartbeat(7, True, 0.5, 512),
+    Heartbeat(7, True, 512),
 ]
 
 
