@@ -21,8 +21,22 @@ from tgwui_k8s.errors import InvalidRequestError
 
 Result = TypeVar("Result")
 
-_GRAMMAR_WORDS = (b"json", b"guided_", b"grammar", b'"tools"', b"_budget")
-"""Bodies with one of these may have a grammar to compile."""
+_GRAMMAR_FIELDS = frozenset(
+    {
+        "grammar_string",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "output_config",
+        "response_format",
+        "text",
+        "thinking",
+        "thinking_token_budget",
+        "tools",
+    }
+)
+"""Of any API's requests: with one of these there may be a grammar to compile."""
 
 
 def new_response_id(prefix: str) -> str:
@@ -69,13 +83,16 @@ def wants_usage(request: GenerationFields) -> bool:
 
 
 async def off_the_loop_if_large(
-    request: Request, work: Callable[..., Result], *args: Any
+    request: Request, work: Callable[..., Result], asked: Any, *args: Any
 ) -> Result:
-    """Do `work` for a request that has been read: in a thread where it may take long."""
-    body = await request.body()
-    if len(body) < LARGE_BODY_BYTES and not any(word in body for word in _GRAMMAR_WORDS):
-        return work(*args)
-    return await run_sync(work, *args)
+    """Do `work` for a request that has been read: in a thread where it may take long.
+
+    `asked`: what is worked on; of a request as its schema, the fields that were given count.
+    """
+    fields = asked.model_fields_set if isinstance(asked, BaseModel) else ()
+    if len(await request.body()) < LARGE_BODY_BYTES and _GRAMMAR_FIELDS.isdisjoint(fields):
+        return work(asked, *args)
+    return await run_sync(work, asked, *args)
 
 
 def describe_answer(schema: type[BaseModel], answer: type[msgspec.Struct]) -> dict[str, Any]:
