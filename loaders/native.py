@@ -172,14 +172,15 @@ def _weight_kind(
         raise UnsupportedModelError(
             f"loader 'Native': weights={wanted[:100]} is not known; say bfloat16 or int8"
         )
-    if checkpoint.packed is None or checkpoint.codes is None:
+    packed = checkpoint.packed
+    if packed is None:
         return (INT8, "int8") if wanted == "int8" else (BFLOAT16, None)
     if "weights" in request.options:
         raise UnsupportedModelError(
-            f"loader 'Native': the weights are {checkpoint.packed.description} already; "
+            f"loader 'Native': the weights are {packed.stored.description} already; "
             f"leave out weights={wanted}"
         )
-    return checkpoint.codes, checkpoint.packed.description
+    return packed.held, packed.stored.description
 
 
 def _refuse_unsuitable(request: LoadRequest) -> None:

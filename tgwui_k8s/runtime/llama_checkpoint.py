@@ -27,6 +27,28 @@ ARCHITECTURES = {
 FLOAT_TYPES = ("BF16", "F16", "F32")
 
 
+@dataclass(frozen=True)
+class PackedWeights:
+    """Linear layers in codes, all but the head: as files hold them, and as memory does."""
+
+    stored: PackedFormat
+    held: WeightKind
+
+    @classmethod
+    def of(cls, stored: PackedFormat, shape: DecoderShape) -> PackedWeights:
+        """Raises `UnsupportedModelError` for codes that the kernels cannot multiply."""
+        if stored.has_act_order:
+            raise UnsupportedModelError(f"the native decoder has no {stored.method} with act-order")
+        inputs = (shape.hidden, shape.heads * shape.head_dim, shape.ffn)
+        if stored.group_size > 0 and any(n % stored.group_size for n in inputs):
+            raise UnsupportedModelError(
+                f"the native decoder cannot divide {inputs} inputs into groups of "
+                f"{stored.group_size}"
+            )
+        group_size = group_size_in_memory(*inputs, *({stored.group_size} - {-1}))
+        return cls(stored, WeightKind(WeightFormat.CODES, stored.bits, group_size))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaCheckpoint:
     """A checkpoint that the native decoder can run."""
@@ -36,8 +58,8 @@ class LlamaCheckpoint:
     is_tied: bool
     has_qkv_bias: bool
     has_head_norms: bool
-    packed: PackedFormat | None = None
-    """How the linear layers are kept, all but the head; None for floating point."""
+    packed: PackedWeights | None = None
+    """None for floating point."""
 
     @classmethod
     def read(
@@ -85,10 +107,8 @@ class LlamaCheckpoint:
             is_tied=bool(config.get("tie_word_embeddings", False)),
             has_qkv_bias=family == "qwen2",
             has_head_norms=family == "qwen3",
-            packed=packed,
+            packed=None if packed is None else PackedWeights.of(packed, shape),
         )
-        if packed is not None:
-            checkpoint._check_packed(packed)
         checkpoint._check_tensors(tensors)
         return checkpoint
 
@@ -98,18 +118,6 @@ class LlamaCheckpoint:
         embeddings = (1 if self.is_tied else 2) * self.shape.vocab * self.shape.hidden
         layer = sum(outputs * inputs for outputs, inputs in self._layer_sizes())
         return embeddings + self.shape.layers * layer
-
-    @property
-    def codes(self) -> WeightKind | None:
-        """How packed weights are held; None where nothing is packed."""
-        if self.packed is None:
-            return None
-        groups = {self.packed.group_size} - {-1}
-        group_size = group_size_in_memory(*self._packed_inputs(), *groups)
-        return WeightKind(WeightFormat.CODES, self.packed.bits, group_size)
-
-    def _packed_inputs(self) -> tuple[int, ...]:
-        return self.shape.hidden, self.shape.heads * self.shape.head_dim, self.shape.ffn
 
     def num_weight_bytes(self, weights: WeightKind) -> int:
         """Memory of the packed weights, in bytes; an embedding of its own stays in bf16."""
@@ -160,25 +168,14 @@ class LlamaCheckpoint:
         if self.packed is None:
             yield f"{name}.weight", (outputs, inputs)
             return
-        groups = 1 if self.packed.group_size == -1 else inputs // self.packed.group_size
-        codes = 32 // self.packed.bits
-        is_awq = self.packed.method == "awq"
+        stored = self.packed.stored
+        groups = 1 if stored.group_size == -1 else inputs // stored.group_size
+        codes = 32 // stored.bits
+        is_awq = stored.method == "awq"
         words = (inputs, outputs // codes) if is_awq else (inputs // codes, outputs)
         yield f"{name}.qweight", words
         yield f"{name}.qzeros", (groups, outputs // codes)
         yield f"{name}.scales", (groups, outputs)
-
-    def _check_packed(self, packed: PackedFormat) -> None:
-        if packed.has_act_order:
-            raise UnsupportedModelError(f"the native decoder has no {packed.method} with act-order")
-        is_uneven = packed.group_size > 0 and any(
-            n % packed.group_size for n in self._packed_inputs()
-        )
-        if is_uneven:
-            raise UnsupportedModelError(
-                f"the native decoder cannot divide {self._packed_inputs()} inputs into groups "
-                f"of {packed.group_size}"
-            )
 
     def _check_tensors(self, tensors: Mapping[str, TensorEntry]) -> None:
         expected = dict(self.tensor_shapes())

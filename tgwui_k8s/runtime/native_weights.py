@@ -7,10 +7,9 @@ from functools import partial
 import numpy as np
 
 from tgwui_k8s.contract import LoadProgress, ProgressCallback
-from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint
+from tgwui_k8s.runtime.llama_checkpoint import LlamaCheckpoint, PackedWeights
 from tgwui_k8s.runtime.native import NativeDecoder, NativeLinear, NativeVector
 from tgwui_k8s.runtime.packed_codes import CodesLayout, read_codes
-from tgwui_k8s.runtime.quantized.formats import PackedFormat
 from tgwui_k8s.runtime.tensor_reader import TensorReader
 
 
@@ -57,10 +56,8 @@ class _Packing:
     def _pack_layer(self, layer: int) -> None:
         prefix = f"model.layers.{layer}."
         qkv = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
-        packed, codes = self._checkpoint.packed, self._checkpoint.codes
-        linear = self._floats
-        if packed is not None and codes is not None:
-            linear = partial(self._codes, packed, codes.group_size)
+        packed = self._checkpoint.packed
+        linear = self._floats if packed is None else partial(self._codes, packed)
         linear(NativeLinear.QKV, layer, *qkv)
         linear(NativeLinear.OUT, layer, prefix + "self_attn.o_proj")
         linear(NativeLinear.GATE_UP, layer, prefix + "mlp.gate_proj", prefix + "mlp.up_proj")
@@ -78,16 +75,10 @@ class _Packing:
         self._decoder.set_linear(which, layer, [self._reader.bfloat16(name) for name in names])
         self._note(*names)
 
-    def _codes(
-        self,
-        packed: PackedFormat,
-        group_size: int,
-        which: NativeLinear,
-        layer: int,
-        *modules: str,
-    ) -> None:
-        parts = [read_codes(self._reader, module, packed, group_size) for module in modules]
-        self._decoder.set_codes(which, layer, CodesLayout.of(packed), parts)
+    def _codes(self, packed: PackedWeights, which: NativeLinear, layer: int, *modules: str) -> None:
+        stored, group_size = packed.stored, packed.held.group_size
+        parts = [read_codes(self._reader, module, stored, group_size) for module in modules]
+        self._decoder.set_codes(which, layer, CodesLayout.of(stored), parts)
         self._note(*(f"{m}.{part}" for m in modules for part in ("qweight", "qzeros", "scales")))
 
     def _vector(self, which: NativeVector, layer: int, *names: str) -> None:
