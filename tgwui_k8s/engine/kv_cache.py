@@ -21,6 +21,7 @@ from hashlib import blake2b
 from tgwui_k8s.contract import KVLayout
 from tgwui_k8s.engine.block_pool import BlockPool
 from tgwui_k8s.engine.request import Lane
+from tgwui_k8s.runtime.kv_layout import num_blocks_to_hold
 
 
 class KVCache:
@@ -34,17 +35,12 @@ class KVCache:
     # ------------------------------------------------------------------------------- room
 
     def num_blocks_to_hold(self, num_tokens: int, num_new_tokens: int) -> list[int]:
-        """Blocks per group for a lane of `num_tokens` that is computed `num_new_tokens` a step.
-
-        A windowed group never holds more than the window and one step's tokens.
-        """
+        """Blocks per group for a lane of `num_tokens` that is computed `num_new_tokens` a step."""
         block_size = self.layout.block_size
-        counts = []
-        for window in self._windows:
-            live = num_tokens if window is None else min(num_tokens, window + num_new_tokens)
-            extra = 0 if window is None or live == num_tokens else 1
-            counts.append(-(-live // block_size) + extra)
-        return counts
+        return [
+            num_blocks_to_hold(num_tokens, num_new_tokens, window, block_size)
+            for window in self._windows
+        ]
 
     def can_hold(self, counts: Iterable[int]) -> bool:
         """True when so many blocks per group exist at all."""

@@ -42,13 +42,6 @@ class LayerGroup:
     block_bytes: int
     """Memory of one block id: `block_size` tokens in every layer of the group."""
 
-    def num_blocks_for(self, num_tokens: int, num_new_tokens: int, block_size: int) -> int:
-        """Blocks that a sequence of `num_tokens`, computed `num_new_tokens` a step, holds."""
-        if self.window is not None and self.window + num_new_tokens < num_tokens:
-            # One more: the window may begin in the middle of a block.
-            return -(-(self.window + num_new_tokens) // block_size) + 1
-        return -(-num_tokens // block_size)
-
 
 @dataclass(frozen=True, slots=True)
 class KVDemand:
@@ -63,7 +56,20 @@ class KVDemand:
         """Blocks of one sequence of `num_tokens`."""
         # A step may exceed its budget of tokens to let every running sequence decode.
         num_new_tokens = max(self.max_num_batched_tokens, self.max_num_seqs)
-        return group.num_blocks_for(num_tokens, num_new_tokens, self.block_size)
+        return num_blocks_to_hold(num_tokens, num_new_tokens, group.window, self.block_size)
+
+
+def num_blocks_to_hold(
+    num_tokens: int, num_new_tokens: int, window: int | None, block_size: int
+) -> int:
+    """Blocks that a sequence of `num_tokens`, computed `num_new_tokens` a step, takes in a group.
+
+    With a window, never more than the window and one step's tokens.
+    """
+    if window is not None and window + num_new_tokens < num_tokens:
+        # One more: the window may begin in the middle of a block.
+        return -(-(window + num_new_tokens) // block_size) + 1
+    return -(-num_tokens // block_size)
 
 
 def group_layers(
