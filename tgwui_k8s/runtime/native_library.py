@@ -77,6 +77,7 @@ def load_library(variant: Variant) -> ctypes.CDLL:
     library = ctypes.CDLL(str(variant.library))
     for create in (library.native_create, library.native_create_team, library.native_create_codes):
         create.restype = ctypes.c_void_p
+    library.native_set_layer.restype = ctypes.c_bool
     return library
 
 
