@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.gateway import until
 from tests.helpers.gateway_scene import BODY, GOOD, PATH, Scene, scene
 from tests.helpers.scripted_endpoint import Plan, answer
-from tgwui_k8s.gateway import http_server
+from tgwui_k8s import limited_protocol
 from tgwui_k8s.gateway.failures import ConnectFailedError, PhaseTimeoutError
 from tgwui_k8s.gateway.http_client import HttpClient, Origin
 
@@ -26,7 +26,7 @@ async def test_a_head_that_does_not_come_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """A client that connects and says nothing, or never finishes, holds no connection for long."""
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(limited_protocol, "HEAD_SECONDS", 0.2)
     async with scene(1) as stage:
         port = int(stage.gateway.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -40,7 +40,7 @@ async def test_kept_connections_outlive_the_time_for_heads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The clock runs from a head's first byte, not while a connection is idle."""
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(limited_protocol, "HEAD_SECONDS", 1.0)
     async with scene(1) as stage:
         port = int(stage.gateway.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -134,7 +134,7 @@ async def test_a_body_that_does_not_come_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """Not even its first byte, or never its last: the client is told, and holds nothing."""
-    monkeypatch.setattr(http_server, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(limited_protocol, "BODY_SECONDS", 0.2)
     async with scene(1) as stage:
         port = int(stage.gateway.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -152,7 +152,7 @@ async def test_a_request_behind_another_has_time_for_its_body(
 ) -> None:
     """Nothing is read of a pipelined request while the one before it is answered; that is not its
     client's fault."""
-    monkeypatch.setattr(http_server, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(limited_protocol, "BODY_SECONDS", 0.2)
     gate = asyncio.Event()
     async with scene(1) as stage:
         stage.endpoints[0].plans = deque([Plan(raw=GOOD, gate=gate), Plan(raw=GOOD)])
@@ -197,7 +197,7 @@ async def test_a_client_that_never_takes_its_answer_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
     """The answer is written and its call over; what the client lets lie does not lie for ever."""
-    monkeypatch.setattr(http_server, "UNSENT_SECONDS", 0.2)
+    monkeypatch.setattr(limited_protocol, "UNSENT_SECONDS", 0.2)
     async with scene(1) as stage:
         connections = stage.gateway.server.server_state.connections
         async with client_that_has_asked(stage, connection):
@@ -210,7 +210,7 @@ async def test_a_slow_client_gets_all_of_its_answer(
     monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
     """As long as it takes some."""
-    monkeypatch.setattr(http_server, "UNSENT_SECONDS", 0.5)
+    monkeypatch.setattr(limited_protocol, "UNSENT_SECONDS", 0.5)
     async with scene(1) as stage, client_that_has_asked(stage, connection) as client:
         loop, received = asyncio.get_running_loop(), b""
         while not received.endswith(b"\r\n\r\n" + b"x" * 1_000_000):
