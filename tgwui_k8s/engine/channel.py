@@ -48,7 +48,7 @@ class FrameSplitter:
         self._buffer = bytearray()
         self._max_frame_bytes = max_frame_bytes
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         """Payloads completed by `data`. Raises `ChannelError` for a frame that is too large."""
         buffer = self._buffer
         buffer += data
@@ -125,9 +125,11 @@ class EngineChannel:
 
     def _read(self) -> None:
         splitter = FrameSplitter()
+        # One buffer for good: one for each message, cut to its length, would leave holes in memory.
+        buffer = memoryview(bytearray(_READ_BYTES))
         try:
-            while data := self._connection.recv(_READ_BYTES):
-                for payload in splitter.feed(data):
+            while num_bytes := self._connection.recv_into(buffer):
+                for payload in splitter.feed(buffer[:num_bytes]):
                     self._inbox.put(_decode(_to_engine, payload))
         except ChannelError as error:
             logger.error("the engine cannot go on: %s", error)
