@@ -117,8 +117,11 @@ def remember_error(scope: Scope, error: BaseException) -> None:
 
 
 def remembered_error(scope: Scope) -> RequestError | None:
-    """The error that went to the client of this request."""
-    error: RequestError | None = scope.get(_ERROR)
+    """The error that went to the client of this request; forgotten then.
+
+    It holds the frames that it went through, and those hold the scope.
+    """
+    error: RequestError | None = scope.pop(_ERROR, None)
     return error
 
 

@@ -126,6 +126,9 @@ class Generation:
         self._record(error)
         self._cancel_tasks()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Errors hold the frames that they went through, and these hold us.
+        self._tasks.clear()
+        self._error = None
 
     def __aiter__(self) -> Generation:
         return self

@@ -279,6 +279,8 @@ async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, None]) -> No
         for task in (answering, watching):
             task.cancel()
         await asyncio.gather(answering, watching, return_exceptions=True)
+        # A task that failed would hold its error, and the error this frame and all above it.
+        del answering
 
 
 async def _disconnected(receive: Receive) -> None:
