@@ -248,15 +248,16 @@ class NativeDecoder:
             native.block_tables = table.ctypes.data
             token_ids += scheduled.token_ids
             logit_tokens += range(len(token_ids) - scheduled.num_logits, len(token_ids))
-        logits = np.empty((len(logit_tokens), self.shape.vocab), np.float32)
+        tokens, scored = np.array(token_ids, np.int32), np.array(logit_tokens, np.int32)
+        logits = np.empty((len(scored), self.shape.vocab), np.float32)
         self._library.native_step(
             self._decoder,
-            address(np.array(token_ids, np.int32)),
-            len(token_ids),
+            address(tokens),
+            len(tokens),
             sequences,
             len(sequences),
-            address(np.array(logit_tokens, np.int32)),
-            len(logit_tokens),
+            address(scored),
+            len(scored),
             address(logits),
         )
         return logits

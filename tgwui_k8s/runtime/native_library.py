@@ -129,10 +129,11 @@ def codes_parts(layers: Sequence[CodesLayer]) -> ctypes.Array[Any]:
 
 
 def address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    """Where a C-contiguous array lies; the pointer keeps the array alive.
+    """Where a C-contiguous array lies; the pointer does not keep the array alive.
 
+    NumPy's own pointers would, in a cycle that only the garbage collector frees.
     Raises `IntegrityError` for an array that is not contiguous.
     """
     if not array.flags.c_contiguous:
         raise IntegrityError("the kernels take C-contiguous arrays only")
-    return array.ctypes.data_as(ctypes.c_void_p)
+    return ctypes.c_void_p(array.ctypes.data)
