@@ -41,7 +41,10 @@ _WARM_UP_SHARE = 1 / 3
 _LONGEST_END_SECONDS = 600.0
 _SETTLE_SECONDS = 15.0
 _GAUGES = ("tgwui_num_requests_running", "tgwui_num_requests_waiting", "tgwui_kv_cache_usage_perc")
-_SERVER_ERRORS = re.compile(r'^tgwui_http_requests_total\{.*code="5\d\d".*\} ([0-9.e+]+)$', re.M)
+_SERVER_ERRORS = re.compile(
+    r'^tgwui_http_requests_total\{(?!.*route="/health).*code="5\d\d".*\} ([0-9.e+]+)$', re.M
+)
+"""Probes are answered with 503 while the model loads, as they should be."""
 
 
 @dataclass(frozen=True)

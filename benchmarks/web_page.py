@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _measure(way: str, server: Server, page_port: int, options: argparse.Namespace) -> Run:
-    api, page = Origin("127.0.0.1", server.port), Origin("127.0.0.1", page_port, False, "/api")
+    api, page = Origin("127.0.0.1", server.port), Origin("127.0.0.1", page_port, False, "/page/api")
     fields = {"ignore_eos": True}
     client = Target(api, "fake", max_tokens=options.tokens, fields=fields)
     other = Target(
