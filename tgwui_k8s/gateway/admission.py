@@ -44,10 +44,6 @@ class AdmissionLimits:
     """Calls that one endpoint gets from this gateway at a time."""
 
 
-_QueueName = tuple[str, frozenset[DialectName]]
-"""Model and dialects: a call waits only behind such as the same endpoints can serve."""
-
-
 @dataclass(slots=True, eq=False)
 class _Waiter:
     call: Call
@@ -56,10 +52,6 @@ class _Waiter:
     priority: float
     future: asyncio.Future[Lease | None]
     """None: its time is up."""
-
-    @property
-    def queue_name(self) -> _QueueName:
-        return self.call.model or "", self.dialects
 
 
 class Lease:
@@ -95,18 +87,15 @@ class Admission:
         self._weights = weights
         self._expected_models = frozenset(expected_models)
         self._random = random or Random()  # noqa: S311 - spreads load
-        self._queues: dict[_QueueName, FairQueue[_Waiter]] = {}
+        self._queues: dict[str, FairQueue[_Waiter]] = {}
         self._num_in_flight: Counter[str] = Counter()
         self._is_dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
         fleet.on_change(self._dispatch_soon)
 
     def num_waiting(self) -> dict[str, int]:
-        """Calls that wait for every model."""
-        counts: Counter[str] = Counter()
-        for (model, _), queue in self._queues.items():
-            counts[model] += len(queue)
-        return counts
+        """Length of every model's queue."""
+        return {model: len(queue) for model, queue in self._queues.items()}
 
     async def place(
         self,
@@ -124,9 +113,7 @@ class Admission:
         """
         self._check_model(call)
         self._check_path(call, dialects)
-        priority = -math.inf if is_begun else call.priority
-        waiter = _Waiter(call, tried, dialects, priority, _new_future())
-        queue = self._queues.get(waiter.queue_name)
+        queue = self._queues.get(call.model or "")
         if queue is None and (state := self._choose(call, tried, dialects)) is not None:
             return self._lease(call, state)
         if not is_begun and queue is not None and len(queue) >= self._limits.max_waiting:
@@ -134,7 +121,8 @@ class Admission:
                 "The gateway's queue for this model is full.",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        return await self._wait(waiter)
+        priority = -math.inf if is_begun else call.priority
+        return await self._wait(_Waiter(call, tried, dialects, priority, _new_future()))
 
     @property
     def queue_seconds(self) -> float:
@@ -158,9 +146,11 @@ class Admission:
     async def _wait(self, waiter: _Waiter) -> Lease:
         loop, call, began = asyncio.get_running_loop(), waiter.call, time.monotonic()
         seconds = min(self._limits.queue_seconds - call.waited_at_a_stretch, call.deadline - began)
-        queue = self._queues.setdefault(waiter.queue_name, FairQueue())
-        queue.push(waiter, priority=waiter.priority, key=call.key_name)
+        queue = self._queues.setdefault(call.model or "", FairQueue())
+        # Behind calls for the same endpoints only: others may wait for some that are away.
+        queue.push(waiter, priority=waiter.priority, key=call.key_name, kind=waiter.dialects)
         timer = loop.call_later(max(seconds, 0.0), _give_up, waiter)
+        self._dispatch_soon()
         self._look_again_later()
         try:
             lease = await waiter.future
@@ -177,9 +167,10 @@ class Admission:
         return lease
 
     def _remove(self, queue: FairQueue[_Waiter], waiter: _Waiter) -> None:
-        queue.remove(waiter, priority=waiter.priority, key=waiter.call.key_name)
-        if not len(queue) and self._queues.get(waiter.queue_name) is queue:
-            del self._queues[waiter.queue_name]
+        call = waiter.call
+        queue.remove(waiter, priority=waiter.priority, key=call.key_name, kind=waiter.dialects)
+        if not len(queue) and self._queues.get(call.model or "") is queue:
+            del self._queues[call.model or ""]
 
     def _look_again_later(self) -> None:
         """An open breaker lets a trial through after a while, and nobody tells."""

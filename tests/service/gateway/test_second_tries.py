@@ -126,6 +126,41 @@ async def test_a_stream_that_has_begun_goes_before_newcomers() -> None:
         assert order == [True, False]
 
 
+async def test_a_stream_that_has_begun_gets_the_next_place() -> None:
+    """The surviving engine is full and others have waited for it before: other routes, other
+    priorities, it does not matter."""
+    broken, full = asyncio.Event(), asyncio.Event()
+    async with scene(2, max_endpoint_requests=1) as stage:
+        never_tripped(stage)
+        dying, other = stage.endpoints
+        dying.plans = deque([Plan(raw=BEGUN.raw, gate=broken)])
+        other.plans = deque([Plan(raw=GOOD, gate=full), ENDED, *[Plan(raw=GOOD)] * 9])
+        parts, url, order = stage.gateway.parts, stage.gateway.url, []
+
+        async def ask(name: str, path: str, body: dict[str, Any]) -> httpx.Response:
+            response = await stage.http.post(url + path, json=body)
+            order.append(name)
+            return response
+
+        parts.fleet.state_of(other.url).num_in_flight += 1
+        tasks = [asyncio.ensure_future(ask("stream", PATH, STREAMING))]
+        await until(lambda: dying.num_open)
+        parts.fleet.state_of(other.url).num_in_flight -= 1
+        tasks.append(asyncio.ensure_future(ask("busy", PATH, BODY)))
+        await until(lambda: other.num_open)
+        for path in (PATH, "/v1/chat/completions", "/v1/messages"):
+            tasks.append(asyncio.ensure_future(ask(path, path, {**BODY, "priority": -9})))
+            number = len(tasks) - 2
+            await until(lambda number=number: parts.num_waiting() == {"fake/model": number})
+        parts.fleet.state_of(dying.url).is_leaving = True
+        broken.set()
+        await until(lambda: parts.num_waiting() == {"fake/model": 4})
+        full.set()
+        answers = await asyncio.gather(*tasks)
+        assert texts_of(answers[0]) == ["ab", "c"]
+        assert order == ["busy", "stream", PATH, "/v1/chat/completions", "/v1/messages"]
+
+
 async def test_the_death_of_a_full_engine_is_within_the_budget() -> None:
     """Everything that one engine may have had under way is tried again at once."""
     gate = asyncio.Event()

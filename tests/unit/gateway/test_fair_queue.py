@@ -71,3 +71,18 @@ def test_removing_what_is_gone_does_nothing() -> None:
     queue.remove((0, "a", 0), priority=0, key="a")
     assert len(queue) == 0
     assert list(queue.heads({})) == []
+
+
+def test_a_kind_that_cannot_go_holds_up_only_its_own() -> None:
+    """The first of every kind is offered, in the order in which they came."""
+    queue: FairQueue[Entry] = FairQueue()
+    found = [(0, "a", 0), (0, "a", 1), (0, "a", 2), (-1, "a", 3)]
+    for entry, kind in zip(found, ("away", "away", "there", "there"), strict=True):
+        queue.push(entry, priority=entry[0], key="a", kind=kind)
+    assert list(queue.heads({})) == [found[3], found[0], found[2]]
+    queue.remove(found[0], priority=0, key="a", kind="away")
+    assert list(queue.heads({})) == [found[3], found[1], found[2]]
+    queue.push((0, "a", 4), priority=0, key="a", kind="new")
+    queue.remove(found[1], priority=0, key="a", kind="away")
+    queue.push((0, "a", 5), priority=0, key="a", kind="away")
+    assert [entry[2] for entry in queue.heads({})] == [3, 2, 4, 5]
