@@ -39,6 +39,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """
 
     _is_in_head = False
+    _is_in_body = False
+    _num_heads = 0
     _head_bytes = 0
     """Of the head's lines that are complete."""
     _fed_bytes = 0
@@ -64,8 +66,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head, or of a body, which the application counts."""
+        num_heads, was_in_body = self._num_heads, self._is_in_body
         super().data_received(data)
-        if self._is_in_head:
+        # What stands before a head in these bytes, a body or another request, is none of it.
+        if self._is_in_head and not was_in_body and self._num_heads <= num_heads + 1:
             self._fed_bytes += len(data)
             if self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(_TOO_LARGE)
@@ -73,10 +77,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         self._is_in_head = True
+        self._num_heads += 1
         self._head_bytes = self._fed_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = {CUT: {"cut": self.transport.abort}}
-        if self._due_timer is None:
+        if self._due_timer is None and self._is_idle:
             self._await_client(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
@@ -94,7 +99,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole, its body is due."""
-        self._is_in_head = False
+        self._is_in_head, self._is_in_body = False, True
         super().on_headers_complete()
         if self.pipeline:  # It waits for the answer before it, and so may its body.
             self._stop_waiting()
@@ -103,16 +108,23 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._is_in_body = False
         self._stop_waiting()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The application has done with one request."""
         super().on_response_complete()
-        if self.cycle.more_body:
+        if self._is_in_head:
+            self._await_client(HEAD_SECONDS)
+        elif self.cycle.more_body and not self.pipeline:
             self._await_client(BODY_SECONDS)
         self._num_unsent = 0
         self._look_after_unsent()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
         """For what cannot be parsed, unless it has been answered."""

@@ -170,6 +170,45 @@ async def test_a_request_behind_another_has_time_for_its_body(
         writer.close()
 
 
+async def test_a_head_that_comes_with_a_body_before_it_is_counted_alone() -> None:
+    """What one read brings may be the end of a large request and the beginning of the next."""
+    async with scene(1) as stage:
+        stage.endpoints[0].plans = deque([Plan(raw=GOOD)] * 2)
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = json.dumps({**BODY, "prompt": "x" * 200_000}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        writer.write(head)
+        await asyncio.sleep(0.05)
+        writer.write(body + head[:20])
+        await asyncio.sleep(0.05)
+        writer.write(head[20:] + body)
+        for _ in range(2):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b'"good"}')
+        writer.close()
+
+
+async def test_a_head_behind_a_request_has_time_until_that_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The beginning of a second request must not end the answer to the first."""
+    monkeypatch.setattr(limited_protocol, "HEAD_SECONDS", 0.2)
+    gate = asyncio.Event()
+    async with scene(1) as stage:
+        stage.endpoints[0].plans = deque([Plan(raw=GOOD, gate=gate)])
+        port = int(stage.gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = json.dumps(BODY).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        writer.write(head + body + head[:20])
+        await asyncio.sleep(0.5)
+        gate.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b'"good"}')
+        writer.close()
+
+
 @asynccontextmanager
 async def client_that_has_asked(stage: Scene, connection: str) -> AsyncIterator[socket.socket]:
     """A client whose answer, of a megabyte, does not fit into the kernel's buffers, and which has
