@@ -91,7 +91,9 @@ def refuse_other_sites(request: Request, origins: Container[str]) -> None:
     if site is not None:
         is_other = site in ("cross-site", "same-site")
     else:
-        is_other = origin is not None and origin.partition("://")[2] != request.headers.get("host")
+        # No page can make a browser send the second without asking.
+        hosts = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
+        is_other = origin is not None and origin.partition("://")[2] not in hosts
     if is_other:
         raise PermissionDeniedError(
             "Web pages may not ask for this: their site is none of --cors-origin."

@@ -2,8 +2,9 @@
 
 The time is Redis' own, so that replicas whose clocks differ count alike. A bucket is two fields of
 a hash: its level, and when that was so. Requests under way are a sorted set by the time when they
-are over at the latest: those of a replica that died leave it by themselves. It also tells what has
-been done: a script whose answer was lost, and which is run again, changes nothing.
+are over at the latest: from then on those of a replica that died are not counted. It also tells
+what has been done: a script whose answer was lost, and which is run again, changes nothing. They are
+kept an hour longer, for what is settled late.
 
     KEYS  buckets (hash), calls (sorted set), budget (number)
 """
@@ -46,11 +47,11 @@ local function refuse(limit, seconds)
 end
 
 if redis.call('ZSCORE', KEYS[2], ARGV[7]) then return refuse('', 0) end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 3600)
 if budget >= 0 and tonumber(redis.call('GET', KEYS[3]) or 0) + tokens > budget then
     return refuse('budget', -1)
 end
-if most_calls >= 0 and redis.call('ZCARD', KEYS[2]) >= most_calls then
+if most_calls >= 0 and redis.call('ZCOUNT', KEYS[2], '(' .. now, '+inf') >= most_calls then
     return refuse('concurrency', -1)
 end
 if rpm >= 0 and requests_left < 1 then
@@ -65,7 +66,7 @@ tokens_left = tokens_left - bucket_tokens
 if rpm >= 0 then put('requests', requests_left, rpm) end
 if tpm >= 0 then put('tokens', tokens_left, tpm) end
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[8]), ARGV[7])
-local longest = math.ceil(tonumber(ARGV[8])) + 60
+local longest = math.ceil(tonumber(ARGV[8])) + 3660
 redis.call('EXPIRE', KEYS[2], math.max(redis.call('TTL', KEYS[2]), longest))
 if budget >= 0 then
     redis.call('INCRBY', KEYS[3], tokens)
