@@ -47,7 +47,7 @@ class FairQueue(Generic[Item]):
             del self._levels[priority]
 
     def heads(self, num_in_flight: Mapping[str, int]) -> Iterator[Item]:
-        """Whose turn it is: the first of every line, in order; the queue must not change meanwhile."""
+        """Whose turn it is: the first of every line, in order. Do not change it meanwhile."""
         for priority in sorted(self._levels):
             heads = [
                 (num_in_flight.get(key, 0), *line[0])

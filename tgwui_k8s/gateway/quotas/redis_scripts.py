@@ -3,8 +3,8 @@
 The time is Redis' own, so that replicas whose clocks differ count alike. A bucket is two fields of
 a hash: its level, and when that was so. Requests under way are a sorted set by the time when they
 are over at the latest: from then on those of a replica that died are not counted. It also tells
-what has been done: a script whose answer was lost, and which is run again, changes nothing. They are
-kept an hour longer, for what is settled late.
+what has been done: a script whose answer was lost, and which is run again, changes nothing. It
+keeps them an hour longer, for what is settled late.
 
     KEYS  buckets (hash), calls (sorted set), budget (number)
 """
