@@ -25,7 +25,6 @@ def write_config(folder: Path, **fields: Any) -> Path:
     [
         {"*.q_proj": 16},
         {"q{99999999999}": 16},
-        {"(?i)q_proj": 16},
         {"q_proj": None},
         {"q_proj": "16"},
         {"q_proj": True},
