@@ -130,4 +130,6 @@ def _find_model(model: ModelSettings, *, over_http: bool) -> tuple[Path, str]:
     loader = canonical_loader_name(model.loader)
     if loader == FAKE and not over_http:  # it reads no files, so that any name will do
         return Path(model.model), loader
-    return resolve_model(model.model, model.model_dir, over_http=over_http), loader
+    path = resolve_model(model.model, model.model_dir, over_http=over_http)
+    # The fake loader's words have a tokenizer of their own: the folder's must not be found.
+    return Path(model.model) if loader == FAKE else path, loader

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from playwright.sync_api import Page, Route, expect
 
@@ -199,10 +200,11 @@ def test_a_pod_that_goes_away_leaves_the_text(cluster: Cluster, open_page: Open)
     expect(answer).to_have_text(re.compile(r"\w{3}"))
     answering = [one for one, path in cluster.balancer.served if path.endswith("/completions")][-1]
     server = next(one for one in cluster.replicas if one.page_url.startswith(answering))
-    children = server.children()
-    server.process.kill()  # before it can say that its engine is gone
-    for child in children:
-        child.kill()
+    pod = [psutil.Process(server.process.pid), *server.children()]
+    for process in pod:
+        process.suspend()  # so that none can say that another is gone
+    for process in pod:
+        process.kill()
     answered(page)
     expect(page.get_by_role("alert").first).to_contain_text("The connection broke in mid-answer")
     expect(page.locator(".bot-row .tgwui-foot")).to_contain_text("interrupted")
