@@ -21,7 +21,6 @@ ACCEPTED_SKIPS = (
     re.compile(r"needs vllm"),  # gigabytes, and a torch of its own: make test-vllm
     re.compile(r"needs the client libraries of make clients"),
     re.compile(r"needs Triton, of make test-triton"),
-    re.compile(r"needs Python 3\.11"),
 )
 
 MISSING = missing_modules()

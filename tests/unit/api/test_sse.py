@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import weakref
 from contextlib import suppress
 from typing import Any
@@ -20,9 +19,6 @@ from tgwui_k8s.api.sse import unless_gone
 from tgwui_k8s.errors import EngineUnavailableError
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="needs Python 3.11: Python 3.10 leaves cycles of its own"
-)
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     ("options", "fields"),
@@ -40,16 +36,23 @@ async def test_a_request_is_gone_without_a_collection(
     """Whether it was answered, refused, or broke off before its first byte or after it."""
     made = {name: one("gone") if isinstance(one, type) else one for name, one in options.items()}
     async with app_client(make_state(make_backend(**made))) as client:
-        made.clear()
         gc.collect()
         gc.disable()
         try:
+            before = _of_requests()  # of other tests
             await client.post("/v1/completions", json={"prompt": "a", "stream": stream, **fields})
             await asyncio.sleep(0.05)
-            left = [one for one in gc.get_objects() if isinstance(one, (Generation, Request))]
+            for one in made.values():  # The double raises the same error again and again.
+                if isinstance(one, Exception):
+                    one.__traceback__ = None
+            left = [one for one in _of_requests() if not any(one is other for other in before)]
         finally:
             gc.enable()
         assert left == []
+
+
+def _of_requests() -> list[object]:
+    return [one for one in gc.get_objects() if isinstance(one, (Generation, Request))]
 
 
 async def test_an_error_does_not_hold_the_frames_it_came_from() -> None:
