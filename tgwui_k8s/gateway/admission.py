@@ -107,9 +107,9 @@ class Admission:
     ) -> Lease:
         """Wait for an endpoint, preferably none of `tried`; speaking one of `dialects`, if any.
 
-        `is_begun`: the client has a part of the answer. Such a call goes first, and may
-        always wait.
-        Raises `RequestError`: no such model, the queue is full, or nothing came free in time.
+        `is_begun`: the client has a part of the answer. Such a call goes first, and may wait where
+        the queue is full. Raises `RequestError`: no such model, none of its endpoints has the path,
+        the queue is full, or nothing came free in time.
         """
         self._check_model(call)
         self._check_path(call, dialects)
