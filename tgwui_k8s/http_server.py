@@ -6,19 +6,14 @@ the event loop, after the engine is on its way.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgwui_k8s.api.app import create_app
 from tgwui_k8s.api.state import ServerState
-from tgwui_k8s.limited_protocol import LimitedProtocol
-
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than load balancers keep idle connections, so that they close them and not we."""
+from tgwui_k8s.uvicorn_server import SignallessServer, limited_config
 
 
 def make_server(state: ServerState, *, farewell_seconds: float) -> uvicorn.Server:
@@ -28,29 +23,8 @@ def make_server(state: ServerState, *, farewell_seconds: float) -> uvicorn.Serve
     """
     # What uvicorn says of an orderly life is said by us.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    return Server(
-        uvicorn.Config(
-            CloseWhileDraining(create_app(state), state),
-            http=LimitedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(farewell_seconds),
-        )
-    )
-
-
-class Server(uvicorn.Server):
-    """uvicorn, but signals are ours."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install nothing."""
-        yield
+    app = CloseWhileDraining(create_app(state), state)
+    return SignallessServer(limited_config(app, farewell_seconds=farewell_seconds))
 
 
 class CloseWhileDraining:

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
+
 from tgwui_k8s.config import GatewaySettings, ServerSettings, Settings
 from tgwui_k8s.gateway.breaker import Breaker
 from tgwui_k8s.gateway.gateway import Gateway
-from tgwui_k8s.gateway.http_server import GatewayServer, make_server
+from tgwui_k8s.gateway.http_server import make_server
 from tgwui_k8s.listener import bind
 
 _POLL_SECONDS = 0.05
@@ -24,7 +26,7 @@ class RunningGateway:
 
     url: str
     parts: Gateway
-    server: GatewayServer
+    server: uvicorn.Server
 
     def forgive(self) -> None:
         """Close every breaker."""

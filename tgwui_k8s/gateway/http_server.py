@@ -1,9 +1,8 @@
-"""The HTTP server: uvicorn, with what it lacks."""
+"""The HTTP server: uvicorn, whose answers' bodies the application may write itself."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -11,9 +10,7 @@ from starlette.types import ASGIApp
 
 from tgwui_k8s.gateway.body_writer import BODY_WRITER, BodyWriter
 from tgwui_k8s.limited_protocol import LimitedProtocol
-
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than load balancers keep idle connections, so that they close them and not we."""
+from tgwui_k8s.uvicorn_server import SignallessServer, limited_config
 
 
 class GatewayProtocol(LimitedProtocol):
@@ -23,15 +20,6 @@ class GatewayProtocol(LimitedProtocol):
         """A head begins."""
         super().on_message_begin()
         self.scope["extensions"] = {BODY_WRITER: {"writer": BodyWriter(self.transport, self.flow)}}
-
-
-class GatewayServer(uvicorn.Server):
-    """uvicorn, but signals are ours."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install nothing."""
-        yield
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -47,20 +35,12 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-def make_server(app: ASGIApp, *, farewell_seconds: float) -> GatewayServer:
+def make_server(app: ASGIApp, *, farewell_seconds: float) -> uvicorn.Server:
     """A server that closes connections within `farewell_seconds` when it is told to stop."""
-    return GatewayServer(
-        uvicorn.Config(
-            app,
-            http=GatewayProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(farewell_seconds),
-        )
+    config = limited_config(
+        app,
+        farewell_seconds=farewell_seconds,
+        protocol=GatewayProtocol,
+        date_header=False,  # an engine's answer has one
     )
+    return SignallessServer(config)

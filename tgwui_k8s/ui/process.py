@@ -19,13 +19,12 @@ import msgspec
 import uvicorn
 
 from tgwui_k8s.config import ObservabilitySettings
-from tgwui_k8s.limited_protocol import LimitedProtocol
 from tgwui_k8s.observability.log import setup_logging
 from tgwui_k8s.ui.heartbeat import beat
 from tgwui_k8s.ui.page_settings import PageSettings
+from tgwui_k8s.uvicorn_server import limited_config
 
 _NICENESS = 10
-_KEEP_ALIVE_SECONDS = 75
 _FAREWELL_SECONDS = 1
 _STUCK_SECONDS = 15
 """A page that takes longer to end hangs; on a busy machine the farewell alone takes seconds."""
@@ -67,21 +66,10 @@ class _Server(uvicorn.Server):
 def _make_server(settings: PageSettings) -> uvicorn.Server:
     from tgwui_k8s.ui.app import create_page
 
-    return _Server(
-        uvicorn.Config(
-            create_page(settings),
-            http=LimitedProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_FAREWELL_SECONDS,
-        ),
-        settings.heartbeat,
+    config = limited_config(
+        create_page(settings), farewell_seconds=_FAREWELL_SECONDS, lifespan="on"
     )
+    return _Server(config, settings.heartbeat)
 
 
 def _when_it_ends(stdin: BinaryIO, act: Callable[[], None]) -> None:
