@@ -51,6 +51,8 @@ class Contender:
     """A command that writes the model in the engine's own format; `{model}` is its folder."""
     makes: str = ""
     """What the command makes, below the model's folder."""
+    bits: int = 16
+    """Of a weight: only equal ones are compared."""
 
     @property
     def python(self) -> str:
@@ -64,12 +66,12 @@ class Contender:
         return Path(self.python).exists()
 
 
-def _gguf(kind: str) -> Contender:
+def _gguf(kind: str, bits: int) -> Contender:
     command = (sys.executable, "-m", "benchmarks.models", "--gguf", kind, "{model}")
-    return Contender("llama-cpp", f"llama_cpp_batch:{kind}", command, f"gguf/{kind}.gguf")
+    return Contender("llama-cpp", f"llama_cpp_batch:{kind}", command, f"gguf/{kind}.gguf", bits)
 
 
-def _openvino(weights: str) -> Contender:
+def _openvino(weights: str, bits: int) -> Contender:
     exporter = str(ENVIRONMENTS / "openvino" / "bin" / "optimum-cli")
     arguments = ("--task", "text-generation-with-past", "--weight-format", weights)
     made = f"openvino/{weights}"
@@ -82,20 +84,20 @@ def _openvino(weights: str) -> Contender:
         *arguments,
         f"{{model}}/{made}",
     )
-    return Contender("openvino", f"openvino_genai_batch:{weights}", command, made)
+    return Contender("openvino", f"openvino_genai_batch:{weights}", command, made, bits)
 
 
 CONTENDERS = {
     "ours": Contender("", "ours"),
-    "ours int8": Contender("", "ours:option.weights=int8"),
+    "ours int8": Contender("", "ours:option.weights=int8", bits=8),
     "transformers": Contender("", "transformers_generate"),
     "transformers batching": Contender("", "transformers_batching"),
     "vllm": Contender("vllm", "vllm_offline"),
     "vllm eager": Contender("vllm", "vllm_offline:eager"),
-    "llama.cpp bf16": _gguf("BF16"),
-    "llama.cpp q8_0": _gguf("Q8_0"),
-    "openvino 16-bit": _openvino("fp16"),
-    "openvino int8": _openvino("int8"),
+    "llama.cpp bf16": _gguf("BF16", 16),
+    "llama.cpp q8_0": _gguf("Q8_0", 8),
+    "openvino 16-bit": _openvino("fp16", 16),
+    "openvino int8": _openvino("int8", 8),
 }
 REFERENCE = Contender("", "transformers_generate:float32")
 DEFAULT = [name for name in CONTENDERS if name != "vllm eager"]
@@ -189,7 +191,8 @@ def compare(
                 if logits is not None:
                     figures["logit_gap"] = logit_gap(logits, reference["logits"])
                 found[name].append(figures)
-                print(f"{model.name}: {name}, round {number + 1}: done", file=sys.stderr)
+                said = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+                print(f"{model.name}: {name}, round {number + 1}: {said}", file=sys.stderr)
     return {
         name: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
         for name, measured in found.items()
@@ -198,7 +201,7 @@ def compare(
 
 
 def table(model: Path, figures: dict[str, dict[str, float]], batches: list[int]) -> str:
-    """Markdown: a row per engine, and what the best peer's figure is to ours."""
+    """Markdown: a row per engine, and ours ÷ the best peer's of as many bits a weight."""
     columns = ["start_s", "ttft_s", "single_tok_s", *(f"batch_{size}_tok_s" for size in batches)]
     columns += ["peak_gib", "anon_gib", "logit_gap"]
     lines = [
@@ -208,10 +211,16 @@ def table(model: Path, figures: dict[str, dict[str, float]], batches: list[int])
     for name, one in figures.items():
         cells = [f"{one[column]:.3g}" if column in one else "–" for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    peers = [one for name, one in figures.items() if not name.startswith("ours")]
-    if peers and "ours" in figures:
-        ratios = [_ratio(figures["ours"], peers, column) for column in columns]
-        lines.append("| ours ÷ best peer | " + " | ".join(ratios) + " |")
+    for name, ours in figures.items():
+        bits = CONTENDERS[name].bits
+        peers = [
+            one
+            for peer, one in figures.items()
+            if not peer.startswith("ours") and CONTENDERS[peer].bits == bits
+        ]
+        if name.startswith("ours") and peers:
+            ratios = [_ratio(ours, peers, column) for column in columns]
+            lines.append(f"| {name} ÷ best peer of {bits} bits | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
 
 
