@@ -179,12 +179,12 @@ def request(name: str, grammar: str, vocab_size: int) -> GenerationRequest:
 def run(core: EngineCore, grammars: TimedGrammars, times: list[float], masks: list[float]) -> None:
     """Step to the end; note the steps in which all rows decode."""
     while core.has_work:
-        before, start = grammars.seconds, time.perf_counter()
+        tokens, spent, start = core.stats.generation_tokens, grammars.seconds, time.perf_counter()
         core.step()
         seconds = time.perf_counter() - start
-        if core.step_tokens == NUM_ROWS:
+        if core.stats.generation_tokens - tokens == NUM_ROWS:
             times.append(seconds)
-            masks.append(grammars.seconds - before)
+            masks.append(grammars.seconds - spent)
 
 
 def main() -> None:
