@@ -52,14 +52,19 @@ class Peer:
     arguments: tuple[str, ...]
     """`{model}` is the model in the engine's format."""
     ready_path: str = "/health"
+    is_bare: bool = False
+    """Takes no field beyond OpenAI's, and lists no model: requests name its path."""
     environment: Mapping[str, str] | None = None
+
+    def path(self, model: Path) -> str:
+        """Of the model in the engine's format."""
+        return str((model / CONTENDERS[self.contender].makes).resolve())
 
     @contextmanager
     def serve(self, model: Path) -> Iterator[AnyServer]:
         """The server, once it is ready."""
-        contender = CONTENDERS[self.contender]
+        contender, path = CONTENDERS[self.contender], self.path(model)
         prepare(contender, model)
-        path = str((model / contender.makes).resolve())
         program = str(Path(contender.python).parent / self.program)
         command = [program, *(part.replace("{model}", path) for part in self.arguments)]
         with AnyServer(command, self.environment) as server:
@@ -69,15 +74,27 @@ class Peer:
 
 _TRANSFORMERS = ("serve", "{model}", "--port", "{port}", "--dtype", "bfloat16")
 PEERS = {
-    "transformers serve": Peer("transformers", "transformers", _TRANSFORMERS),
+    "transformers serve": Peer("transformers", "transformers", _TRANSFORMERS, is_bare=True),
     "transformers serve, batching": Peer(
-        "transformers batching", "transformers", (*_TRANSFORMERS, "--continuous-batching")
+        "transformers batching",
+        "transformers",
+        (*_TRANSFORMERS, "--continuous-batching"),
+        is_bare=True,
     ),
     "vllm serve": Peer(
         "vllm",
-        "vllm",
+        "python",  # its own command asks for the version of a package of another name
         (
-            *("serve", "{model}", "--port", "{port}", "--dtype", "bfloat16"),
+            *(
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                "--model",
+                "{model}",
+                "--port",
+                "{port}",
+                "--dtype",
+                "bfloat16",
+            ),
             *("--max-model-len", "2048", "--kv-cache-memory-bytes", str(2 << 30)),
         ),
     ),
@@ -141,16 +158,18 @@ def _measure(
     offline: bool,
 ) -> list[Row]:
     alone = _offline(contender, model, streams) if offline else {}
-    rows = []
+    rows, request = [], ["--ignore-eos"]
+    if name in PEERS and PEERS[name].is_bare:
+        request = ["--model", PEERS[name].path(model)]
     with serve(model) as server, tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prompts.jsonl"
         _write_prompts(model, _WARM_UP_STREAMS, _WARM_UP_RUN, file)
-        _load(server.url, file, _WARM_UP_STREAMS)
+        _load(server.url, file, _WARM_UP_STREAMS, request)
         for number in streams:
             _write_prompts(model, number, 0, file)
             family = [server.api_process, *server.api_process.children(recursive=True)]
             before = _cpu(family)
-            report = _load(server.url, file, number)
+            report = _load(server.url, file, number, request)
             used = _cpu(family) - before
             tokens = max(1, report.server.output_tokens)
             rows.append(Row(name, number, report, 1e3 * used / tokens, alone.get(number)))
@@ -174,12 +193,13 @@ def _write_prompts(model: Path, number: int, run: int, file: Path) -> None:
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
 
 
-def _load(url: str, prompt_file: Path, streams: int) -> Report:
+def _load(url: str, prompt_file: Path, streams: int, request: Sequence[str]) -> Report:
+    """One request per stream, with these options of `serve_load`."""
     command = [
         *(sys.executable, "-m", "benchmarks.serve_load", "--json", "-", "--url", url),
         *("--prompt-file", str(prompt_file), "--warm-up", "0"),
         *("--concurrency", str(streams), "--num-requests", str(streams)),
-        *("--max-tokens", str(NUM_NEW), "--ignore-eos"),
+        *("--max-tokens", str(NUM_NEW), *request),
     ]
     finished = subprocess.run(command, stdout=subprocess.PIPE, cwd=_ROOT, check=False)
     if not finished.stdout:
