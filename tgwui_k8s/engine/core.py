@@ -171,9 +171,9 @@ class EngineCore:
 
     def _launch(self, schedule: Schedule, before: LaunchedStep | None) -> LaunchedStep:
         """Give the runner a step, and book what is certain of it already."""
+        now = self._clock()
         step = self._launcher.launch(schedule.batch, before)
         first_row = 0
-        now = self._clock()
         for sequence, parts in schedule.entries:
             if sequence.request.first_scheduled_time is None:
                 self._note_first_step(sequence.request, now)

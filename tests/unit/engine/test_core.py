@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 
 from tests.helpers.toy_runner import (
@@ -13,7 +14,7 @@ from tests.helpers.toy_runner import (
     make_core,
     run_to_end,
 )
-from tgwui_k8s.contract import GenerationRequest
+from tgwui_k8s.contract import Batch, GenerationRequest
 from tgwui_k8s.engine.request import Lane, Request, Sequence
 from tgwui_k8s.errors import IntegrityError, OverloadedError
 from tgwui_k8s.sampling import SamplingParams
@@ -452,3 +453,18 @@ def test_check_integrity_reports_a_lost_row():
     core.scheduler._free_rows.pop()
     with pytest.raises(IntegrityError, match="rows"):
         core.check_integrity()
+
+
+def test_first_step_is_no_time_in_the_queue():
+    """A request waits until the step that computes its prompt begins, not until that has ended."""
+    now = [100.0]
+
+    class SlowRunner(ToyRunner):
+        def execute(self, batch: Batch) -> np.ndarray:
+            now[0] += 5.0
+            return super().execute(batch)
+
+    core = make_core(SlowRunner(), clock=lambda: now[0])
+    core.add_request(make_request("a", [1, 2], greedy(1)))
+    now[0] += 2.0
+    assert deltas_of(core)[0].queue_seconds == 2.0
