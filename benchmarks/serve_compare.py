@@ -85,17 +85,9 @@ PEERS = {
         "vllm",
         "python",  # its own command asks for the version of a package of another name
         (
-            *(
-                "-m",
-                "vllm.entrypoints.openai.api_server",
-                "--model",
-                "{model}",
-                "--port",
-                "{port}",
-                "--dtype",
-                "bfloat16",
-            ),
-            *("--max-model-len", "2048", "--kv-cache-memory-bytes", str(2 << 30)),
+            *("-m", "vllm.entrypoints.openai.api_server", "--model", "{model}"),
+            *("--port", "{port}", "--dtype", "bfloat16", "--max-model-len", "2048"),
+            *("--kv-cache-memory-bytes", str(2 << 30)),
         ),
     ),
     "llama-server": Peer(
